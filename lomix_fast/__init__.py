@@ -1,0 +1,10 @@
+"""lomix_fast: the LoMix loss for segmentation networks, fused so that its maps never exist in memory."""
+
+from .backends import available_backends
+from .loss import LoMixLoss, lomix_loss
+from .ops import MapStatsFunction, map_stats
+from .plan import MixPlan
+
+__version__ = "0.1.0.dev0"
+
+__all__ = ["LoMixLoss", "MapStatsFunction", "MixPlan", "available_backends", "lomix_loss", "map_stats"]

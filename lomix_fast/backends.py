@@ -1,0 +1,84 @@
+"""The table of backends. A backend is one row: why it cannot run, its forward pass, its backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import cpu, eager, reference
+from .plan import MixPlan
+
+Forward = Callable[[Sequence[Tensor], Tensor, Sequence["Tensor | None"], MixPlan], "tuple[Tensor, Tensor]"]
+Backward = Callable[
+    [Tensor, Sequence[Tensor], Tensor, Sequence["Tensor | None"], MixPlan],
+    "tuple[list[Tensor], list[Tensor | None]]",
+]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the statistics and their gradient.
+
+    Attributes:
+        name: what users pass as `impl`.
+        why_not: device -> None when the backend can run there, otherwise the reason in one sentence.
+        forward: (logits [B, C, *native] each, target [B, *full], (W, b, u, v) or None each, plan) ->
+            (stats [B, M, 1 + 2C], target_stats [B, 1 + C]).
+        backward: (grad_stats, logits, target, (W, b, u, v), plan) -> (gradients of the logits, gradients of the four
+            parameters or None where there is none). Inputs are never written to.
+    """
+
+    name: str
+    why_not: Callable[[torch.device], str | None]
+    forward: Forward
+    backward: Backward
+
+
+def _always(device: torch.device) -> str | None:
+    return None
+
+
+BACKENDS: dict[str, Backend] = {
+    row.name: row
+    for row in (
+        Backend("reference", _always, reference.forward, reference.backward),
+        Backend("eager", _always, eager.forward, eager.backward),
+        Backend("cpu", cpu.why_not, cpu.forward, cpu.backward),
+    )
+}
+
+# What "auto" tries, in order; "eager" runs anywhere.
+_PREFERENCE = ("cpu", "eager")
+
+
+def available_backends(device: torch.device | str = "cpu") -> dict[str, str | None]:
+    """Which backends can run on a device.
+
+    Args:
+        device: a torch device or its name.
+
+    Returns:
+        For every backend name None when it is usable, otherwise the reason why not.
+    """
+    where = torch.device(device)
+    return {name: backend.why_not(where) for name, backend in BACKENDS.items()}
+
+
+def choose(impl: str, device: torch.device) -> str:
+    """Resolve `impl` to the name of a backend that can run on `device`.
+
+    Raises:
+        ValueError: the name is unknown.
+        RuntimeError: a named backend cannot run there; the message holds its reason. Only "auto" falls back.
+    """
+    if impl == "auto":
+        return next(name for name in _PREFERENCE if BACKENDS[name].why_not(device) is None)
+    if impl not in BACKENDS:
+        raise ValueError(f"impl: got {impl!r}, expected 'auto' or one of {tuple(BACKENDS)}")
+    reason = BACKENDS[impl].why_not(device)
+    if reason is not None:
+        raise RuntimeError(f"impl: got {impl!r}, which cannot run here: {reason}. Use impl='auto' to let it fall back")
+    return impl

@@ -1,0 +1,57 @@
+"""Labels as class numbers, and what happens to those that are not."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+
+def class_index(target: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None]:
+    """Turn labels of any integer, bool or whole-number float type into int64 class numbers.
+
+    Args:
+        target: labels [B, *full].
+        num_classes: C; valid labels are 0 .. C-1.
+
+    Returns:
+        index: int64 [B, *full], every entry in [0, C).
+        invalid: None on CPU, where bad labels raise; elsewhere a bool tensor [B, *full] of bad labels, because raising
+            would make the host wait for the device. `poison` turns it into NaN; LOMIX_FAST_DEBUG=1 raises everywhere.
+
+    Raises:
+        ValueError: a label outside [0, C), or a float label with a fraction.
+    """
+    index = target.to(torch.int64)
+    invalid = (index < 0) | (index >= num_classes)
+    if target.is_floating_point():
+        invalid = invalid | (index != target)
+    if target.device.type == "cpu" or os.environ.get("LOMIX_FAST_DEBUG") == "1":
+        if invalid.any():
+            raise ValueError(_complaint(target, invalid, num_classes))
+        return index, None
+    return index.masked_fill(invalid, 0), invalid
+
+
+def poison(stats: Tensor, invalid: Tensor | None) -> Tensor:
+    """Make the statistics [B, M, 1 + 2C] of every sample with a bad label NaN, without a host sync."""
+    if invalid is None:
+        return stats
+    bad = invalid.flatten(1).any(1).view(-1, 1, 1)
+    # A factor rather than a fill, so that the gradient is NaN too and GradScaler skips the step.
+    return stats * torch.ones_like(bad, dtype=stats.dtype).masked_fill(bad, float("nan"))
+
+
+def _complaint(target: Tensor, invalid: Tensor, num_classes: int) -> str:
+    where = tuple(invalid.nonzero()[0].tolist())
+    value = target[where].item()
+    if isinstance(value, float) and not value.is_integer():
+        return (
+            f"target: got the label {value} at index {where}, expected whole class numbers; "
+            "soft or resized masks must be rounded or thresholded first"
+        )
+    return (
+        f"target: got the label {value} at index {where}, expected labels in [0, {num_classes}) for {num_classes} "
+        "classes; remap the labels or raise num_classes"
+    )

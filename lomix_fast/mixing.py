@@ -1,0 +1,50 @@
+"""Parameters of the mixes: how many there are, how they start, and how shared rows spread over the pairs of a plan."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .plan import MixPlan
+
+AWF_SHARING = ("size", "subset", "scale")
+
+
+def awf_rows(plan: MixPlan, sharing: str) -> tuple[int, list[int]]:
+    """How the K pairs of a plan share the rows of the attention weights.
+
+    Args:
+        plan: the plan.
+        sharing: "size": one row per (subset size, position in the sorted subset), the authors' code;
+            "subset": one row per pair; "scale": one row per scale.
+
+    Returns:
+        Number of rows, and for each of the K pairs the row it uses. Rows of "size" are ordered by subset size, then
+        position: L(L+1)/2 - 1 of them.
+    """
+    if sharing == "subset":
+        return plan.num_pairs, list(range(plan.num_pairs))
+    if sharing == "scale":
+        return plan.num_scales, [member for _, member in plan.pairs]
+    first_row = {size: size * (size - 1) // 2 - 1 for size in range(2, plan.num_scales + 1)}
+    rows = [first_row[len(subset)] + position for subset in plan.subsets for position in range(len(subset))]
+    return max(rows, default=-1) + 1, rows
+
+
+def draw_cat(plan: MixPlan, num_classes: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Draw W [K, C, C] and b [S, C] as torch.nn.Conv2d(|S| * C, C, 1) draws them, float32 on CPU.
+
+    Kaiming-uniform with a = sqrt(5) and its bias rule both come to U(-r, r) with r = 1 / sqrt(|S| * C).
+    `generator` None means the global one, as for every module that torch constructs.
+    """
+    fan_in = torch.tensor([float(len(s) * num_classes) for s in plan.subsets])  # [S]
+    per_pair = torch.tensor([float(len(plan.subsets[s]) * num_classes) for s, _ in plan.pairs])  # [K]
+    weight = torch.rand(plan.num_pairs, num_classes, num_classes, generator=generator)
+    bias = torch.rand(plan.num_subsets, num_classes, generator=generator)
+    return (2 * weight - 1) * per_pair.rsqrt().view(-1, 1, 1), (2 * bias - 1) * fan_in.rsqrt().view(-1, 1)
+
+
+def draw_awf(num_rows: int, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Draw u [rows, C] and v [rows] as torch.nn.Conv2d(C, 1, 1) draws them, from the global generator."""
+    bound = num_classes**-0.5
+    return (2 * torch.rand(num_rows, num_classes) - 1) * bound, (2 * torch.rand(num_rows) - 1) * bound

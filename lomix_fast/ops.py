@@ -1,0 +1,203 @@
+"""`map_stats`: the one differentiable operation, as torch.library ops and one autograd Function over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .backends import BACKENDS, choose
+from .checks import check_logits, check_parameters, check_target
+from .plan import MixPlan
+from .reference import compute_dtype
+
+_INPUTS = (
+    "Tensor[] logits, Tensor target, Tensor? cat_weight, Tensor? cat_bias, Tensor? awf_weight, Tensor? awf_bias, "
+    "str plan, str impl"
+)
+
+
+def _forward(
+    logits: list[Tensor],
+    target: Tensor,
+    cat_weight: Tensor | None,
+    cat_bias: Tensor | None,
+    awf_weight: Tensor | None,
+    awf_bias: Tensor | None,
+    plan: str,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    parameters = (cat_weight, cat_bias, awf_weight, awf_bias)
+    with torch.autocast(target.device.type, enabled=False):  # inside a region of AMP, sums must stay float32
+        return BACKENDS[impl].forward(logits, target, parameters, MixPlan.from_key(plan))
+
+
+def _backward(
+    grad_stats: Tensor,
+    logits: list[Tensor],
+    target: Tensor,
+    cat_weight: Tensor | None,
+    cat_bias: Tensor | None,
+    awf_weight: Tensor | None,
+    awf_bias: Tensor | None,
+    plan: str,
+    impl: str,
+) -> list[Tensor]:
+    parameters = (cat_weight, cat_bias, awf_weight, awf_bias)
+    with torch.autocast(target.device.type, enabled=False):
+        grads, parameter_grads = BACKENDS[impl].backward(grad_stats, logits, target, parameters, MixPlan.from_key(plan))
+    outputs = [_as_laid_out(g, z) for g, z in zip(grads, logits, strict=True)]
+    for gradient, parameter in zip(parameter_grads, parameters, strict=True):
+        if parameter is None:
+            outputs.append(logits[0].new_empty(0))
+        else:
+            assert gradient is not None
+            outputs.append(_as_laid_out(gradient, parameter))
+    return outputs
+
+
+def _as_laid_out(gradient: Tensor, like: Tensor) -> Tensor:
+    """The gradient in dtype and strides of torch.empty_like(like), copied only if it is not so already."""
+    out = torch.empty_like(like)
+    same = gradient.dtype == out.dtype and gradient.stride() == out.stride()
+    return gradient if same else out.copy_(gradient)
+
+
+def _fake_forward(
+    logits: list[Tensor],
+    target: Tensor,
+    cat_weight: Tensor | None,
+    cat_bias: Tensor | None,
+    awf_weight: Tensor | None,
+    awf_bias: Tensor | None,
+    plan: str,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    batch, classes = logits[0].shape[:2]
+    dtype = compute_dtype(logits[0].dtype)
+    stats = logits[0].new_empty((batch, MixPlan.from_key(plan).num_maps, 1 + 2 * classes), dtype=dtype)
+    return stats, logits[0].new_empty((batch, 1 + classes), dtype=dtype)
+
+
+def _fake_backward(
+    grad_stats: Tensor,
+    logits: list[Tensor],
+    target: Tensor,
+    cat_weight: Tensor | None,
+    cat_bias: Tensor | None,
+    awf_weight: Tensor | None,
+    awf_bias: Tensor | None,
+    plan: str,
+    impl: str,
+) -> list[Tensor]:
+    parameters = (cat_weight, cat_bias, awf_weight, awf_bias)
+    empty = [logits[0].new_empty(0) if p is None else torch.empty_like(p) for p in parameters]
+    return [*(torch.empty_like(z) for z in logits), *empty]
+
+
+_forward_op = torch.library.custom_op(
+    "lomix_fast::map_stats_forward", _forward, mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)"
+)
+_backward_op = torch.library.custom_op(
+    "lomix_fast::map_stats_backward", _backward, mutates_args=(), schema=f"(Tensor grad_stats, {_INPUTS}) -> Tensor[]"
+)
+_forward_op.register_fake(_fake_forward)
+_backward_op.register_fake(_fake_backward)
+
+
+class MapStatsFunction(torch.autograd.Function):
+    """The one gradient path: ops forward and backward, the inputs saved and nothing else.
+
+    `MapStatsFunction.apply(plan, impl, target, W, b, u, v, *logits)` returns (stats, target_stats) as `map_stats`
+    does, without any check of its arguments. Differentiable once; a second derivative raises RuntimeError.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: MixPlan,
+        impl: str,
+        target: Tensor,
+        cat_weight: Tensor | None,
+        cat_bias: Tensor | None,
+        awf_weight: Tensor | None,
+        awf_bias: Tensor | None,
+        *logits: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Statistics of all maps; see `map_stats` for shapes."""
+        ctx.save_for_backward(target, cat_weight, cat_bias, awf_weight, awf_bias, *logits)
+        ctx.plan, ctx.impl = plan, impl
+        stats, target_stats = torch.ops.lomix_fast.map_stats_forward(
+            list(logits), target, cat_weight, cat_bias, awf_weight, awf_bias, plan.key, impl
+        )
+        ctx.mark_non_differentiable(target_stats)
+        return stats, target_stats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_stats: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of W, b, u, v and the logits from dLoss/dstats [B, M, 1 + 2C]."""
+        target, *parameters = ctx.saved_tensors[:5]
+        logits = list(ctx.saved_tensors[5:])
+        gradients = torch.ops.lomix_fast.map_stats_backward(
+            grad_stats, logits, target, *parameters, ctx.plan.key, ctx.impl
+        )
+        scales = [gradients[i] if i in ctx.plan.used_scales else None for i in range(len(logits))]
+        needed = [None if p is None else g for p, g in zip(parameters, gradients[len(logits) :], strict=True)]
+        return None, None, None, *needed, *scales
+
+
+def map_stats(
+    logits: Sequence[Tensor],
+    target: Tensor,
+    plan: MixPlan,
+    *,
+    cat_weight: Tensor | None = None,
+    cat_bias: Tensor | None = None,
+    awf_weight: Tensor | None = None,
+    awf_bias: Tensor | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Sufficient statistics of every supervised map, differentiable in logits and parameters.
+
+    The logits are interpolated to the size of the target (linear in every axis, align_corners=False), mixed as the plan
+    says, passed through softmax over the classes and summed over the pixels of each sample. Compiled backends do
+    all of that, and its gradient, without storing any map.
+
+    Args:
+        logits: L tensors [B, C, *native_l], COARSEST first; float16, bfloat16, float32 or float64, 1 to 3 spatial axes,
+            any strides; never written to.
+        target: labels [B, *full] or [B, 1, *full] in [0, C): any integer dtype, bool, or whole-number floats.
+        plan: `MixPlan.create(L, ...)`.
+        cat_weight: W [K, C, C] (pair, out class, in class), given exactly when the plan has "cat".
+        cat_bias: b [S, C], likewise.
+        awf_weight: u [K, C], given exactly when the plan has "awf".
+        awf_bias: v [K], likewise.
+        impl: "auto", or a name from `available_backends`; a named backend that cannot run raises.
+
+    Returns:
+        stats [B, M, 1 + 2C]: sum over pixels of -log s_y; I_c = sum of s_c where y == c; Q_c = sum of s_c^2 (or s_c when
+        `plan.squared` is false). target_stats [B, 1 + C], not differentiable: number of pixels, and of pixels of each
+        class. Both float32, or float64 for float64 logits. Second derivatives raise.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, named in the message; nothing has run by then. A label
+            outside [0, C) raises ValueError on CPU and makes the statistics NaN on other devices, where raising would
+            need a sync (LOMIX_FAST_DEBUG=1 raises there too).
+        RuntimeError: the named backend cannot run on this device.
+
+    Source: SPEC of LoMix (Rahman and Marculescu, NeurIPS 2025), with the sums of its CE and Dice as output.
+    """
+    if not isinstance(plan, MixPlan):
+        raise TypeError(f"plan: got {type(plan).__name__}, expected a MixPlan; make one with MixPlan.create(num_scales)")
+    maps = check_logits(logits)
+    if len(maps) != plan.num_scales:
+        raise ValueError(f"logits: got {len(maps)} tensors, expected {plan.num_scales} as the plan has scales")
+    labels = check_target(target, maps[0])
+    given = {"cat_weight": cat_weight, "cat_bias": cat_bias, "awf_weight": awf_weight, "awf_bias": awf_bias}
+    parameters = check_parameters(given, plan, maps[0])
+    backend = choose(impl, maps[0].device)
+    return MapStatsFunction.apply(plan, backend, labels, *parameters, *maps)

@@ -1,0 +1,192 @@
+"""Which maps are supervised: subsets of scales, operators, order and names. Pure Python, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import combinations
+
+OPERATORS = ("add", "mul", "cat", "awf")
+MAX_SCALES = 6
+
+# The integer that stands for each kind of map in `MixPlan.encoded`; csrc/plan.h holds the same list.
+OPERATOR_CODES = {"orig": 0, "add": 1, "mul": 2, "cat": 3, "awf": 4}
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """One supervised map.
+
+    Attributes:
+        operator: "orig" for the interpolated logits of one scale, otherwise one of `OPERATORS`.
+        members: scales that enter the map, increasing; scale 0 is the coarsest.
+        subset: index of `members` in `MixPlan.subsets`, -1 for "orig".
+        first_pair: index of (subset, members[0]) in `MixPlan.pairs`, -1 for "orig"; the pairs of one subset
+            follow each other, so member number i of the map owns row `first_pair + i` of W and u.
+    """
+
+    operator: str
+    members: tuple[int, ...]
+    subset: int
+    first_pair: int
+
+    @property
+    def name(self) -> str:
+        """Readable name, for example "orig_3" or "add_0_1"."""
+        return "_".join([self.operator, *map(str, self.members)])
+
+
+@dataclass(frozen=True)
+class MixPlan:
+    """The list of supervised maps, in the order every table, vector and checkpoint uses.
+
+    Order (SPEC: Rahman and Marculescu, NeurIPS 2025, and the authors' released code): the originals, then operator
+    by operator, then subset by subset, subsets by size and lexicographic within a size. Scale 0 is the coarsest.
+
+    Build one with `MixPlan.create`, which checks its arguments; equal arguments give the same object.
+
+    Attributes:
+        num_scales, operators, originals, squared: the arguments of `create`.
+        key: text that identifies the plan, for example "L=2;orig=0,1;ops=add,cat;q=2".
+        subsets: all subsets of two or more scales, by size, then lexicographic.
+        pairs: (subset index, member) for every member of every subset: the rows of W [K, C, C] and u [K, C].
+        maps, map_names: the supervised maps in order, and their names ("orig_0", ..., "awf_0_1_2_3").
+        encoded: four integers a map for compiled backends: operator code, bit mask of members, subset, first pair.
+        used_scales: scales that enter at least one map.
+    """
+
+    num_scales: int
+    operators: tuple[str, ...]
+    originals: tuple[int, ...]
+    squared: bool
+    key: str = field(init=False, compare=False)
+    subsets: tuple[tuple[int, ...], ...] = field(init=False, compare=False, repr=False)
+    pairs: tuple[tuple[int, int], ...] = field(init=False, compare=False, repr=False)
+    maps: tuple[MapSpec, ...] = field(init=False, compare=False, repr=False)
+    map_names: tuple[str, ...] = field(init=False, compare=False, repr=False)
+    encoded: tuple[int, ...] = field(init=False, compare=False, repr=False)
+    used_scales: tuple[int, ...] = field(init=False, compare=False, repr=False)
+
+    @staticmethod
+    def create(
+        num_scales: int,
+        operators: tuple[str, ...] | list[str] = OPERATORS,
+        originals: tuple[int, ...] | list[int] | None = None,
+        squared: bool = True,
+    ) -> MixPlan:
+        """Check the arguments and return the plan for them.
+
+        Args:
+            num_scales: L, 1 to 6.
+            operators: mixes to make of every subset of two or more scales, from "add", "mul", "cat", "awf",
+                in the order wanted; empty for none.
+            originals: scales supervised on their own, increasing; None for all of them.
+            squared: whether the third group of statistics sums s^2 (True, Dice with squared denominator) or s.
+
+        Raises:
+            TypeError: an argument of the wrong type.
+            ValueError: an unknown or repeated operator, a scale that does not exist, no map at all, or more than
+                6 scales (the message says how many maps that would be).
+        """
+        if isinstance(num_scales, bool) or not isinstance(num_scales, int):
+            raise TypeError(f"num_scales: got {num_scales!r}, expected an int from 1 to {MAX_SCALES}")
+        if isinstance(operators, str) or not isinstance(operators, (tuple, list)):
+            raise TypeError(f"operators: got {operators!r}, expected a tuple or list out of {OPERATORS}")
+        for name in operators:
+            if name not in OPERATORS:
+                raise ValueError(f"operators: got the unknown name {name!r}, expected names out of {OPERATORS}")
+        if len(set(operators)) != len(operators):
+            raise ValueError(f"operators: got {tuple(operators)}, expected each name at most once")
+        if num_scales < 1:
+            raise ValueError(f"num_scales: got {num_scales}, expected at least 1")
+        if num_scales > MAX_SCALES:
+            count = num_scales + len(operators) * (2**num_scales - 1 - num_scales)
+            raise ValueError(
+                f"num_scales: got {num_scales}, expected at most {MAX_SCALES}; with operators {tuple(operators)} that "
+                f"would be {count} supervised maps. Pass fewer scales (the finest ones matter most)"
+            )
+        chosen = tuple(range(num_scales)) if originals is None else tuple(originals)
+        if list(chosen) != sorted(set(chosen)) or any(not 0 <= i < num_scales for i in chosen):
+            raise ValueError(f"originals: got {chosen}, expected increasing scale numbers in [0, {num_scales})")
+        plan = _cached_plan(num_scales, tuple(operators), chosen, bool(squared))
+        if plan.num_maps == 0:
+            raise ValueError(
+                f"originals and operators: got originals={chosen}, operators={tuple(operators)} with num_scales="
+                f"{num_scales}, which leaves no map to supervise; name at least one original or operator"
+            )
+        return plan
+
+    @staticmethod
+    def from_key(key: str) -> MixPlan:
+        """Return the plan whose `key` this is (the string form that passes through torch.library schemas).
+
+        Raises:
+            ValueError: the text is not such a key.
+        """
+        return _plan_from_key(key)
+
+    def __post_init__(self) -> None:
+        # Filled in once, as plain attributes: torch.compile reads them as constants (it cannot trace cached_property).
+        scales = range(self.num_scales)
+        subsets = tuple(s for size in range(2, self.num_scales + 1) for s in combinations(scales, size))
+        specs = [MapSpec("orig", (scale,), -1, -1) for scale in self.originals]
+        for operator in self.operators:
+            first_pair = 0
+            for index, subset in enumerate(subsets):
+                specs.append(MapSpec(operator, subset, index, first_pair))
+                first_pair += len(subset)
+        rows = ((OPERATOR_CODES[s.operator], sum(1 << i for i in s.members), s.subset, s.first_pair) for s in specs)
+        originals = ",".join(map(str, self.originals))
+        values = {
+            "key": f"L={self.num_scales};orig={originals};ops={','.join(self.operators)};q={2 if self.squared else 1}",
+            "subsets": subsets,
+            "pairs": tuple((index, member) for index, subset in enumerate(subsets) for member in subset),
+            "maps": tuple(specs),
+            "map_names": tuple(spec.name for spec in specs),
+            "encoded": tuple(value for row in rows for value in row),
+            "used_scales": tuple(sorted({i for spec in specs for i in spec.members})),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def num_subsets(self) -> int:
+        """Number of subsets of two or more scales, 2^L - 1 - L."""
+        return len(self.subsets)
+
+    @property
+    def num_pairs(self) -> int:
+        """K, number of (subset, member) pairs, L * 2^(L-1) - L."""
+        return len(self.pairs)
+
+    @property
+    def num_maps(self) -> int:
+        """M, number of supervised maps."""
+        return len(self.maps)
+
+    @property
+    def uses_cat(self) -> bool:
+        """Whether the maps need W and b."""
+        return "cat" in self.operators and self.num_subsets > 0
+
+    @property
+    def uses_awf(self) -> bool:
+        """Whether the maps need u and v."""
+        return "awf" in self.operators and self.num_subsets > 0
+
+
+@lru_cache(maxsize=256)
+def _cached_plan(num_scales: int, operators: tuple[str, ...], originals: tuple[int, ...], squared: bool) -> MixPlan:
+    return MixPlan(num_scales, operators, originals, squared)
+
+
+@lru_cache(maxsize=256)
+def _plan_from_key(key: str) -> MixPlan:
+    try:
+        fields = dict(part.split("=") for part in key.split(";"))
+        originals = tuple(int(i) for i in fields["orig"].split(",") if i)
+        operators = tuple(name for name in fields["ops"].split(",") if name)
+        num_scales, squared = int(fields["L"]), {"1": False, "2": True}[fields["q"]]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"key: got {key!r}, expected the text of MixPlan.key") from error
+    return MixPlan.create(num_scales, operators, originals, squared)
