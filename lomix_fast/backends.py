@@ -67,6 +67,7 @@ def available_backends(device: torch.device | str = "cpu") -> dict[str, str | No
     return {name: backend.why_not(where) for name, backend in BACKENDS.items()}
 
 
+@torch.compiler.assume_constant_result  # looks at what is installed, which torch.compile need not trace
 def choose(impl: str, device: torch.device) -> str:
     """Resolve `impl` to the name of a backend that can run on `device`.
 

@@ -1,0 +1,53 @@
+// One call of the CPU backend: torch tensors turned into the plain `Problem` that the kernels read.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "problem.h"
+
+namespace lomix::cpu {
+
+struct Inputs {
+  at::TensorList logits;                    // L x [B, C, *native]
+  const at::Tensor& target;                 // [B, *full], integer or bool
+  const std::optional<at::Tensor>& cat_weight;  // [K, C, C]
+  const std::optional<at::Tensor>& cat_bias;    // [S, C]
+  const std::optional<at::Tensor>& awf_weight;  // [K, C]
+  const std::optional<at::Tensor>& awf_bias;    // [K]
+  at::IntArrayRef maps;                     // MixPlan.encoded, four integers a map
+  bool squared;
+};
+
+// Owns everything `problem` points to. T is the arithmetic type: double for double logits, float for all others.
+template <typename T>
+class Call {
+ public:
+  explicit Call(const Inputs& inputs);
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  Problem<T> problem{};
+  std::vector<Unit> units;
+  int64_t batch = 0;
+  int64_t units_per_sample = 0;
+  int64_t native_grad_size = 0;  // elements of T that the private gradients of all units take
+
+ private:
+  void read_plan(const Inputs& inputs);
+  void read_scales(const Inputs& inputs);
+  void make_axis(int64_t scale, int axis, int64_t native, int64_t full);
+  void make_units();
+  const T* parameter(const std::optional<at::Tensor>& given);
+
+  using Index = typename Axis<T>::Index;
+  std::vector<MapSpec> maps_;
+  std::vector<at::Tensor> kept_;  // contiguous copies, where one was needed
+  std::array<std::array<std::vector<Index>, 6>, kMaxScales> index_;  // lo and hi of z, y, x
+  std::array<std::array<std::vector<T>, 3>, kMaxScales> frac_;
+};
+
+}  // namespace lomix::cpu

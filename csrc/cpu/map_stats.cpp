@@ -1,0 +1,248 @@
+// Runs the units of a call in parallel and adds up what they found, always in the same order.
+#include "map_stats.h"
+
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
+
+#include <algorithm>
+#include <sstream>
+
+#include "dispatch.h"
+#include "strided.h"
+
+namespace lomix::cpu {
+namespace {
+
+template <typename Label>
+int64_t first_bad_label(const Label* labels, int64_t count, int64_t num_classes) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t label = static_cast<int64_t>(labels[i]);
+    if (label < 0 || label >= num_classes) return i;
+  }
+  return -1;
+}
+
+template <typename T>
+int64_t first_bad_label(const Problem<T>& problem, int64_t begin, int64_t end) {
+  const auto find = [&](const auto* labels) {
+    const int64_t at = first_bad_label(labels + begin, end - begin, problem.num_classes);
+    return at < 0 ? at : begin + at;
+  };
+  switch (problem.label_type) {
+    case LabelType::kUInt8: return find(static_cast<const uint8_t*>(problem.labels));
+    case LabelType::kInt8: return find(static_cast<const int8_t*>(problem.labels));
+    case LabelType::kInt16: return find(static_cast<const int16_t*>(problem.labels));
+    case LabelType::kInt32: return find(static_cast<const int32_t*>(problem.labels));
+    default: return find(static_cast<const int64_t*>(problem.labels));
+  }
+}
+
+template <typename T>
+void check_labels(const Problem<T>& problem, const at::Tensor& target) {
+  constexpr int64_t kPart = 65536;
+  const int64_t count = target.numel(), parts = (count + kPart - 1) / kPart;
+  std::vector<int64_t> bad(static_cast<size_t>(parts), -1);
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      bad[static_cast<size_t>(i)] = first_bad_label(problem, i * kPart, std::min(count, (i + 1) * kPart));
+    }
+  });
+  for (int64_t at : bad) {
+    if (at < 0) continue;
+    std::ostringstream where;
+    int64_t rest = at, size = count;
+    std::vector<int64_t> position;
+    for (int64_t axis = 0; axis < target.dim(); ++axis) {
+      size /= target.size(axis);
+      position.push_back(rest / size);
+      where << (axis == 0 ? "(" : ", ") << rest / size;
+      rest %= size;
+    }
+    at::Tensor entry = target;
+    for (int64_t p : position) entry = entry.select(0, p);
+    TORCH_CHECK_VALUE(false, "target: got the label ", entry.item<int64_t>(), " at index ", where.str(),
+                      "), expected labels in [0, ", problem.num_classes, ") for ", problem.num_classes,
+                      " classes; remap the labels or raise num_classes");
+  }
+}
+
+template <typename T>
+std::tuple<at::Tensor, at::Tensor> forward(const Inputs& inputs) {
+  Call<T> call(inputs);
+  const Problem<T>& problem = call.problem;
+  check_labels(problem, inputs.target);
+  const int64_t C = problem.num_classes, columns = problem.num_maps * (1 + 2 * C);
+  const int64_t num_units = static_cast<int64_t>(call.units.size());
+  std::vector<double> stats(static_cast<size_t>(num_units * columns), 0.0);
+  std::vector<int64_t> counts(static_cast<size_t>(num_units * C), 0);
+
+  // 1. sums of every unit
+  const Kernels<T>& run = kernels<T>();
+  const int64_t scratch_size = run.forward_scratch(problem);
+  at::parallel_for(0, num_units, 1, [&](int64_t begin, int64_t end) {
+    const c10::DataPtr scratch = c10::GetCPUAllocator()->allocate(static_cast<size_t>(scratch_size));
+    for (int64_t i = begin; i < end; ++i) {
+      run.forward(problem, call.units[i], scratch.get(), {stats.data() + i * columns, counts.data() + i * C});
+    }
+  });
+
+  // 2. added up per sample
+  const auto options = inputs.logits[0].options().dtype(c10::CppTypeToScalarType<T>::value);
+  at::Tensor out = at::empty({call.batch, problem.num_maps, 1 + 2 * C}, options);
+  at::Tensor target_out = at::empty({call.batch, 1 + C}, options);
+  T* to = out.template mutable_data_ptr<T>();
+  T* target_to = target_out.template mutable_data_ptr<T>();
+  const int64_t pixels = problem.depth * problem.height * problem.width;
+  for (int64_t b = 0; b < call.batch; ++b) {
+    const int64_t first = b * call.units_per_sample, last = first + call.units_per_sample;
+    for (int64_t k = 0; k < columns; ++k) {
+      double sum = 0;
+      for (int64_t i = first; i < last; ++i) sum += stats[i * columns + k];
+      to[b * columns + k] = static_cast<T>(sum);
+    }
+    target_to[b * (1 + C)] = static_cast<T>(pixels);
+    for (int64_t c = 0; c < C; ++c) {
+      int64_t sum = 0;
+      for (int64_t i = first; i < last; ++i) sum += counts[i * C + c];
+      target_to[b * (1 + C) + 1 + c] = static_cast<T>(sum);
+    }
+  }
+  return {out, target_out};
+}
+
+// Sum of the private gradients of all units for one native row, written to the gradient of that scale.
+template <typename T>
+void gather_row(const Call<T>& call, int64_t l, int64_t b, int64_t z, int64_t y, T* row) {
+  const Problem<T>& problem = call.problem;
+  const int64_t length = problem.scales[l].size[2] * problem.num_classes;
+  std::fill(row, row + length, T(0));
+  for (int64_t i = b * call.units_per_sample; i < (b + 1) * call.units_per_sample; ++i) {
+    const Unit& unit = call.units[i];
+    const int64_t dz = z - unit.native_z[l], dy = y - unit.native_y[l];
+    if (dz < 0 || dz >= unit.native_nz[l] || dy < 0 || dy >= unit.native_ny[l]) continue;
+    const T* from = problem.native_grads + unit.native_offset[l] + (dz * unit.native_ny[l] + dy) * length;
+    for (int64_t k = 0; k < length; ++k) row[k] += from[k];
+  }
+  for (int64_t c = 0; c < problem.num_classes; ++c) {
+    store_grads(problem.scales[l], problem.logit_type, b, c, z, y, 0, problem.scales[l].size[2], row + c,
+                problem.num_classes);
+  }
+}
+
+template <typename T>
+void gather_native(const Call<T>& call, int64_t l) {
+  const Scale<T>& scale = call.problem.scales[l];
+  const int64_t rows = scale.size[0] * scale.size[1];
+  at::parallel_for(0, call.batch * rows, 16, [&](int64_t begin, int64_t end) {
+    std::vector<T> row(static_cast<size_t>(scale.size[2] * call.problem.num_classes));
+    for (int64_t i = begin; i < end; ++i) {
+      gather_row(call, l, i / rows, i % rows / scale.size[1], i % scale.size[1], row.data());
+    }
+  });
+}
+
+// Parameter gradients of all units. Units share a slot in runs of fixed length, so that many classes cost no memory.
+template <typename T>
+class ParameterSums {
+ public:
+  ParameterSums(const Problem<T>& problem, int64_t num_units, bool cat, bool awf) {
+    const int64_t C = problem.num_classes;
+    size_ = {cat ? problem.num_pairs * C * C : 0, cat ? problem.num_subsets * C : 0, awf ? problem.num_pairs * C : 0,
+             awf ? problem.num_pairs : 0};
+    for (int64_t n : size_) slot_size_ += n;
+    constexpr int64_t kMaxDoubles = 6 << 20, kMinSlots = 8;
+    slots = std::min(num_units, std::max(kMinSlots, kMaxDoubles / std::max<int64_t>(slot_size_, 1)));
+    sums_.assign(static_cast<size_t>(slots * slot_size_), 0.0);
+  }
+
+  ParameterGrads slot(int64_t i) {
+    double* at = sums_.data() + i * slot_size_;
+    return {at, at + size_[0], at + size_[0] + size_[1], at + size_[0] + size_[1] + size_[2]};
+  }
+
+  // Add up the slots into a tensor shaped like the parameter.
+  at::Tensor total(int which, const std::optional<at::Tensor>& parameter, const at::Tensor& logits) const {
+    if (!parameter.has_value()) return at::empty({0}, logits.options());
+    at::Tensor out = at::empty(parameter->sizes(), parameter->options().dtype(c10::CppTypeToScalarType<T>::value));
+    T* to = out.template mutable_data_ptr<T>();
+    int64_t offset = 0;
+    for (int i = 0; i < which; ++i) offset += size_[i];
+    for (int64_t k = 0; k < size_[which]; ++k) {
+      double sum = 0;
+      for (int64_t i = 0; i < slots; ++i) sum += sums_[i * slot_size_ + offset + k];
+      to[k] = static_cast<T>(sum);
+    }
+    return out;
+  }
+
+  int64_t slots = 0;
+
+ private:
+  std::array<int64_t, 4> size_{};
+  int64_t slot_size_ = 0;
+  std::vector<double> sums_;
+};
+
+template <typename T>
+std::vector<at::Tensor> backward(const at::Tensor& grad_stats, const Inputs& inputs) {
+  Call<T> call(inputs);
+  Problem<T>& problem = call.problem;
+  const int64_t num_units = static_cast<int64_t>(call.units.size());
+  const at::Tensor grads = grad_stats.to(c10::CppTypeToScalarType<T>::value).contiguous();
+  problem.grad_stats = grads.template const_data_ptr<T>();
+  const c10::DataPtr native =
+      c10::GetCPUAllocator()->allocate(static_cast<size_t>(call.native_grad_size) * sizeof(T));
+  problem.native_grads = static_cast<T*>(native.get());
+
+  std::vector<at::Tensor> outputs;
+  for (int64_t l = 0; l < problem.num_scales; ++l) {
+    Scale<T>& scale = problem.scales[l];
+    at::Tensor out = scale.used ? at::empty_like(inputs.logits[l]) : at::zeros_like(inputs.logits[l]);
+    scale.grad = out.mutable_data_ptr();
+    const int64_t axes = out.dim() - 2;
+    scale.grad_stride[0] = out.stride(0);
+    scale.grad_stride[1] = out.stride(1);
+    for (int64_t axis = 0; axis < 3; ++axis) {
+      const int64_t own = axis - (3 - axes);
+      scale.grad_stride[2 + axis] = own < 0 ? 0 : out.stride(2 + own);
+    }
+    outputs.push_back(out);
+  }
+
+  // 1. every unit: full-size gradients written, native ones kept apart, parameter gradients into the unit's slot
+  ParameterSums<T> sums(problem, num_units, inputs.cat_weight.has_value(), inputs.awf_weight.has_value());
+  const Kernels<T>& run = kernels<T>();
+  const int64_t scratch_size = run.backward_scratch(problem);
+  at::parallel_for(0, sums.slots, 1, [&](int64_t begin, int64_t end) {
+    const c10::DataPtr scratch = c10::GetCPUAllocator()->allocate(static_cast<size_t>(scratch_size));
+    for (int64_t slot = begin; slot < end; ++slot) {
+      const int64_t first = num_units * slot / sums.slots, last = num_units * (slot + 1) / sums.slots;
+      for (int64_t i = first; i < last; ++i) run.backward(problem, call.units[i], scratch.get(), sums.slot(slot));
+    }
+  });
+
+  // 2. native gradients and parameter gradients added up in the order of the units
+  for (int64_t l = 0; l < problem.num_scales; ++l) {
+    if (problem.scales[l].used && !problem.scales[l].identity) gather_native(call, l);
+  }
+  const at::Tensor& first = inputs.logits[0];
+  outputs.push_back(sums.total(0, inputs.cat_weight, first));
+  outputs.push_back(sums.total(1, inputs.cat_bias, first));
+  outputs.push_back(sums.total(2, inputs.awf_weight, first));
+  outputs.push_back(sums.total(3, inputs.awf_bias, first));
+  return outputs;
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> map_stats_forward(const Inputs& inputs) {
+  return inputs.logits[0].scalar_type() == at::kDouble ? forward<double>(inputs) : forward<float>(inputs);
+}
+
+std::vector<at::Tensor> map_stats_backward(const at::Tensor& grad_stats, const Inputs& inputs) {
+  return inputs.logits[0].scalar_type() == at::kDouble ? backward<double>(grad_stats, inputs)
+                                                       : backward<float>(grad_stats, inputs);
+}
+
+}  // namespace lomix::cpu
