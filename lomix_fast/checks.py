@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -145,7 +146,7 @@ def check_order(sizes: Sequence[tuple[int, ...]], order: str) -> None:
         ValueError: two neighbours of which one axis shrinks where it should grow, or the other way round.
     """
     coarse_first = list(sizes) if order == "coarse_to_fine" else list(reversed(sizes))
-    for coarse, fine in zip(coarse_first, coarse_first[1:], strict=False):
+    for coarse, fine in pairwise(coarse_first):
         if any(c > f for c, f in zip(coarse, fine, strict=True)):
             other = "fine_to_coarse" if order == "coarse_to_fine" else "coarse_to_fine"
             raise ValueError(

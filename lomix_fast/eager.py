@@ -35,7 +35,11 @@ def forward(
 
 
 def backward(
-    grad_stats: Tensor, logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
+    grad_stats: Tensor,
+    logits: Sequence[Tensor],
+    target: Tensor,
+    parameters: Sequence[Tensor | None],
+    plan: MixPlan,
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Backward pass with the signature all backends share."""
     scales, index, invalid, values = _prepare(logits, target, parameters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -165,22 +166,25 @@ class LoMixLoss(nn.Module):
             if value not in known:
                 raise ValueError(f"{name}: got {value!r}, expected one of {tuple(known)}")
         _check_numbers(num_classes, lambda_ce, lambda_dice, smooth_nr, smooth_dr)
+        if not isinstance(operators, (tuple, list)):
+            raise TypeError(f"operators: got {operators!r}, expected a tuple or list out of {OPERATORS}")
         if supervision != "lomix":
-            for name, value, default in (("operators", operators, OPERATORS), ("weighting", weighting, "softplus")):
+            for name, value, default in (
+                ("operators", operators, OPERATORS),
+                ("weighting", weighting, "softplus"),
+            ):
                 if value != default:
                     raise ValueError(
                         f"{name}: got {value!r} with supervision={supervision!r}, which sets it itself; leave it out, "
                         "or pass supervision='lomix'"
                     )
             operators, weighting = (("add",) if supervision == "mutation" else ()), "fixed"
-        if not isinstance(operators, (tuple, list)):
-            raise TypeError(f"operators: got {operators!r}, expected a tuple or list out of {OPERATORS}")
         originals = (num_scales - 1,) if supervision == "last_layer" else None
         self.plan = MixPlan.create(num_scales, tuple(operators), originals, squared_pred)
         self.num_classes, self.num_scales = num_classes, num_scales
         self.supervision, self.concat, self.awf_sharing = supervision, concat, awf_sharing
         self.weighting, self.order, self.impl = weighting, order, impl
-        self.recipe = {
+        self.recipe: dict[str, Any] = {
             "lambda_ce": lambda_ce,
             "lambda_dice": lambda_dice,
             "smooth_nr": smooth_nr,
@@ -282,13 +286,17 @@ class LoMixLoss(nn.Module):
         check_order([tuple(z.shape[2:]) for z in maps], self.order)
         own = next(self.parameters(), None)
         if own is not None and own.device != maps[0].device:
-            raise ValueError(f"logits: got device {maps[0].device}, expected {own.device} where this criterion lives; "
-                             f"move it with criterion.to({str(maps[0].device)!r})")
+            raise ValueError(
+                f"logits: got device {maps[0].device}, expected {own.device} where this criterion lives; "
+                f"move it with criterion.to({str(maps[0].device)!r})"
+            )
         return maps if self.order == "coarse_to_fine" else maps[::-1]
 
     def _check_classes(self, logits: Tensor) -> None:
         if logits.dim() < 2 or logits.shape[1] != self.num_classes:
-            raise ValueError(f"logits: got shape {tuple(logits.shape)}, expected num_classes={self.num_classes} channels")
+            raise ValueError(
+                f"logits: got shape {tuple(logits.shape)}, expected num_classes={self.num_classes} channels"
+            )
 
     def extra_repr(self) -> str:
         """Text shown by print(criterion)."""
@@ -299,9 +307,7 @@ class LoMixLoss(nn.Module):
         )
 
 
-def _check_numbers(
-    num_classes: int, lambda_ce: float, lambda_dice: float, smooth_nr: float, smooth_dr: float
-) -> None:
+def _check_numbers(num_classes: int, lambda_ce: float, lambda_dice: float, smooth_nr: float, smooth_dr: float) -> None:
     if isinstance(num_classes, bool) or not isinstance(num_classes, int):
         raise TypeError(f"num_classes: got {num_classes!r}, expected an int of at least 2")
     if num_classes < 2:
@@ -309,7 +315,12 @@ def _check_numbers(
             f"num_classes: got {num_classes}, expected at least 2: softmax over one class is constant and teaches "
             "nothing; count the background as a class"
         )
-    numbers = {"lambda_ce": lambda_ce, "lambda_dice": lambda_dice, "smooth_nr": smooth_nr, "smooth_dr": smooth_dr}
+    numbers = {
+        "lambda_ce": lambda_ce,
+        "lambda_dice": lambda_dice,
+        "smooth_nr": smooth_nr,
+        "smooth_dr": smooth_dr,
+    }
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name}: got {value!r}, expected a number")

@@ -102,7 +102,10 @@ _forward_op = torch.library.custom_op(
     "lomix_fast::map_stats_forward", _forward, mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)"
 )
 _backward_op = torch.library.custom_op(
-    "lomix_fast::map_stats_backward", _backward, mutates_args=(), schema=f"(Tensor grad_stats, {_INPUTS}) -> Tensor[]"
+    "lomix_fast::map_stats_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor grad_stats, {_INPUTS}) -> Tensor[]",
 )
 _forward_op.register_fake(_fake_forward)
 _backward_op.register_fake(_fake_backward)
@@ -179,8 +182,8 @@ def map_stats(
         impl: "auto", or a name from `available_backends`; a named backend that cannot run raises.
 
     Returns:
-        stats [B, M, 1 + 2C]: sum over pixels of -log s_y; I_c = sum of s_c where y == c; Q_c = sum of s_c^2 (or s_c when
-        `plan.squared` is false). target_stats [B, 1 + C], not differentiable: number of pixels, and of pixels of each
+        stats [B, M, 1 + 2C]: sum over pixels of -log s_y; I_c = sum of s_c where y == c; Q_c = sum of s_c^2 (or of s_c
+        when `plan.squared` is false). target_stats [B, 1 + C], not differentiable: number of pixels, and of pixels of each
         class. Both float32, or float64 for float64 logits. Second derivatives raise.
 
     Raises:
@@ -192,7 +195,9 @@ def map_stats(
     Source: SPEC of LoMix (Rahman and Marculescu, NeurIPS 2025), with the sums of its CE and Dice as output.
     """
     if not isinstance(plan, MixPlan):
-        raise TypeError(f"plan: got {type(plan).__name__}, expected a MixPlan; make one with MixPlan.create(num_scales)")
+        raise TypeError(
+            f"plan: got {type(plan).__name__}, expected a MixPlan; make one with MixPlan.create(num_scales)"
+        )
     maps = check_logits(logits)
     if len(maps) != plan.num_scales:
         raise ValueError(f"logits: got {len(maps)} tensors, expected {plan.num_scales} as the plan has scales")

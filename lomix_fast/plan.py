@@ -90,7 +90,7 @@ class MixPlan:
         """
         if isinstance(num_scales, bool) or not isinstance(num_scales, int):
             raise TypeError(f"num_scales: got {num_scales!r}, expected an int from 1 to {MAX_SCALES}")
-        if isinstance(operators, str) or not isinstance(operators, (tuple, list)):
+        if not isinstance(operators, (tuple, list)):
             raise TypeError(f"operators: got {operators!r}, expected a tuple or list out of {OPERATORS}")
         for name in operators:
             if name not in OPERATORS:

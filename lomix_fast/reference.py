@@ -151,7 +151,11 @@ def forward(
 
 
 def backward(
-    grad_stats: Tensor, logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
+    grad_stats: Tensor,
+    logits: Sequence[Tensor],
+    target: Tensor,
+    parameters: Sequence[Tensor | None],
+    plan: MixPlan,
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Backward pass with the signature all backends share; autograd through `map_stats_reference`."""
     given = [p for p in parameters if p is not None]
@@ -162,7 +166,7 @@ def backward(
         return map_stats_reference(inputs[: len(logits)], target, plan, *filled)[0]
 
     # torch.func.vjp rather than torch.autograd.grad: this runs inside a registered op, below autograd's dispatch key.
-    _, vjp = torch.func.vjp(stats_of, *logits, *given)
+    vjp = torch.func.vjp(stats_of, *logits, *given)[1]
     gradients = vjp(grad_stats.to(compute_dtype(logits[0].dtype)))
     rest = iter(gradients[len(logits) :])
     return list(gradients[: len(logits)]), [None if p is None else next(rest) for p in parameters]

@@ -1,0 +1,46 @@
+"""What the build recorded about lomix_fast._C, so that an error can name the real cause."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+
+_RECORD = Path(__file__).with_name("_build_info.json")  # written by setup.py, absent in a tree that was never built
+
+
+def read() -> dict[str, str]:
+    """Return the record of the build.
+
+    Returns:
+        {"skipped": reason} when the extension was left out, {"torch", "compiler", "capabilities"} when it was built,
+        {} when there is no record.
+    """
+    try:
+        return dict(json.loads(_RECORD.read_text()))
+    except FileNotFoundError:
+        return {}
+
+
+def obstacle() -> str | None:
+    """Return why lomix_fast._C cannot be used, as far as that is known before it is imported, otherwise None.
+
+    torch promises no stable C++ interface between releases: an extension built for another one may fail to load, or
+    load and misbehave, so the releases are compared first.
+    """
+    record = read()
+    if "skipped" in record:
+        return f"the extension lomix_fast._C was not built: {record['skipped']}"
+    built_for = record.get("torch")
+    if built_for is not None and _release(built_for) != _release(torch.__version__):
+        return (
+            f"the extension lomix_fast._C was built for torch {built_for}, but this is torch {torch.__version__}; "
+            "reinstall lomix_fast with pip install --no-build-isolation --force-reinstall --no-deps"
+        )
+    return None
+
+
+def _release(version: str) -> list[str]:
+    return re.findall(r"\d+", version)[:2]

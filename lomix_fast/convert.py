@@ -1,0 +1,327 @@
+"""Checkpoints of the authors' loss module turned into checkpoints of `LoMixLoss`, and back.
+
+Their state dict holds one raw weight per tensor (`original_weights.{i}`,
+`synthesized_weights.{operator}.{subset}`) and one small convolution per subset size and position
+(`weighted_fusion_modules.{size}.weight_convs.{position}`). Ours holds the same numbers as `alpha` [M],
+`awf_weight` [n, C] and `awf_bias` [n], n = L(L+1)/2 - 1. What exists on one side only:
+
+- learned "cat" convolutions are ours alone: the authors draw theirs anew at every call and never store them;
+- fusion convolutions of a module that makes no fused map are theirs alone: nothing reads or trains them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .loss import LoMixLoss
+from .official import RECIPE, WITH_MIXES, CombinatorialMutationsLossModule
+from .official_names import FUSION_NAMES, OUR_NAME, fusion_key, fusion_positions, their_names
+from .plan import OPERATORS, MixPlan
+
+
+def official_to_lomix(
+    state_dict: Mapping[str, Tensor],
+    *,
+    num_classes: int,
+    num_scales: int,
+    operators: Sequence[str] = OPERATORS,
+    cat_weight: Tensor | None = None,
+    cat_bias: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """State dict of the authors' loss module -> state dict of `LoMixLoss(..., awf_sharing="size")`.
+
+    The result fits `LoMixLoss(num_classes, num_scales, operators=operators, concat="resampled")`. For
+    concat="learned" pass `cat_weight` and `cat_bias`, for example those a new criterion starts with: the
+    authors' checkpoint has none. A checkpoint without learned map weights fits weighting="fixed".
+
+    Args:
+        state_dict: theirs; tensors of any floating-point dtype and device, which the result keeps.
+        num_classes: C.
+        num_scales: L, with as many original weights as scales mixed.
+        operators: our names ("add", "mul", "cat", "awf") in the order of the criterion to be loaded. The
+            order in which the authors' module listed its operations does not matter: its weights are stored
+            by name.
+        cat_weight: W [K, C, C] to include, with `cat_bias`; None leaves both keys out.
+        cat_bias: b [S, C].
+
+    Returns:
+        "alpha" [M] if theirs were learned, "cat_weight" and "cat_bias" if given, "awf_weight" [n, C] and
+        "awf_bias" [n] if `operators` has "awf"; all copies.
+
+    Raises:
+        TypeError, ValueError: a key that is missing, unknown or of the wrong shape; operators in the
+            checkpoint and in the argument that differ; "sub", "avg" or "max", which do not exist here yet.
+            Nothing is dropped silently, except the fusion convolutions of a module whose `operators` lack
+            "awf", which no map ever used.
+
+    Source: keys as the authors' released module makes them (SPEC of LoMix).
+    """
+    plan = MixPlan.create(num_scales, tuple(operators))
+    rest = dict(state_dict)
+    out: dict[str, Tensor] = {}
+    stored = _stored_operators(rest)
+    learned = bool(stored) or any(key.startswith("original_weights.") for key in rest)
+    if learned:
+        out["alpha"] = torch.cat(_take_alpha(rest, plan, stored))
+    if (cat_weight is None) != (cat_bias is None):
+        raise ValueError("cat_weight and cat_bias: got only one of the two, expected both or neither")
+    if cat_weight is not None and cat_bias is not None:
+        if not plan.uses_cat:
+            raise ValueError(f"cat_weight: got a tensor, expected None because operators={plan.operators} lacks 'cat'")
+        _check_shape("cat_weight", cat_weight, (plan.num_pairs, num_classes, num_classes))
+        _check_shape("cat_bias", cat_bias, (plan.num_subsets, num_classes))
+        out["cat_weight"], out["cat_bias"] = cat_weight.detach().clone(), cat_bias.detach().clone()
+    weights, biases = [], []
+    for size, position in fusion_positions(num_scales):
+        prefix = fusion_key(size, position)
+        weights.append(_take(rest, prefix + "weight", (1, num_classes, 1, 1)).reshape(1, num_classes))
+        biases.append(_take(rest, prefix + "bias", (1,)))
+    if plan.uses_awf:
+        out["awf_weight"], out["awf_bias"] = torch.cat(weights), torch.cat(biases)
+    if rest:
+        raise ValueError(
+            f"state_dict: got the unknown keys {sorted(rest)[:4]}, expected only those of the authors' "
+            f"module with num_scales={num_scales}; check num_scales, and strip prefixes such as 'module.'"
+        )
+    return out
+
+
+def lomix_to_official(
+    state_dict: Mapping[str, Tensor],
+    *,
+    num_classes: int,
+    num_scales: int,
+    operators: Sequence[str] = OPERATORS,
+    fusion_name: str = "wf",
+    drop_cat: bool = False,
+) -> dict[str, Tensor]:
+    """State dict of `LoMixLoss` -> state dict of the authors' loss module.
+
+    Args:
+        state_dict: ours, with all scales as originals and awf_sharing="size" (for L = 2 the three sharings
+            are one).
+        num_classes: C.
+        num_scales: L.
+        operators: those of the criterion, in its order, which becomes the order of the keys.
+        fusion_name: what the authors' module calls our "awf": "wf" (their training script) or
+            "weighted_fusion".
+        drop_cat: must be True if `state_dict` holds learned "cat" convolutions: theirs has no place for them
+            and would go on with random ones, so the loss changes.
+
+    Returns:
+        Their keys in their order, all copies. Without "alpha" (weighting="fixed") only the fusion
+        convolutions. These are zeros when `operators` lacks "awf": their module always has them, and then
+        never reads them.
+
+    Raises:
+        TypeError, ValueError: learned "cat" convolutions without `drop_cat`; attention weights of another
+            sharing; a missing, unknown or misshapen entry; an unknown `fusion_name`.
+
+    Source: keys as the authors' released module makes them (SPEC of LoMix).
+    """
+    if fusion_name not in FUSION_NAMES:
+        raise ValueError(f"fusion_name: got {fusion_name!r}, expected one of {FUSION_NAMES}")
+    plan = MixPlan.create(num_scales, tuple(operators))
+    rest = dict(state_dict)
+    if not drop_cat and ("cat_weight" in rest or "cat_bias" in rest):
+        raise ValueError(
+            "state_dict: got learned 'cat' convolutions, for which the authors' checkpoint has no place "
+            "(they draw random ones at every call); pass drop_cat=True to leave them behind and accept that "
+            "the loss changes"
+        )
+    rest.pop("cat_weight", None)
+    rest.pop("cat_bias", None)
+    out: dict[str, Tensor] = {}
+    if "alpha" in rest:
+        alpha = _take(rest, "alpha", (plan.num_maps,))
+        names = their_names(fusion_name)
+        for m, spec in enumerate(plan.maps):
+            where = f"synthesized_weights.{names[spec.operator]}.{spec.subset}" if spec.subset >= 0 else None
+            out[where or f"original_weights.{spec.members[0]}"] = alpha[m : m + 1].clone()
+    positions = fusion_positions(num_scales)
+    if plan.uses_awf:
+        rows = rest.get("awf_weight")
+        if rows is not None and rows.dim() == 2 and rows.shape[0] != len(positions):
+            raise ValueError(
+                f"awf_weight: got {rows.shape[0]} rows, expected {len(positions)}; the authors' module "
+                "shares attention by subset size and position, so only awf_sharing='size' can be converted"
+            )
+        weight = _take(rest, "awf_weight", (len(positions), num_classes))
+        bias = _take(rest, "awf_bias", (len(positions),))
+    else:
+        like = next(iter(out.values()), torch.empty(0))
+        weight, bias = like.new_zeros(len(positions), num_classes), like.new_zeros(len(positions))
+    for row, (size, position) in enumerate(positions):
+        prefix = fusion_key(size, position)
+        out[prefix + "weight"] = weight[row].reshape(1, num_classes, 1, 1).clone()
+        out[prefix + "bias"] = bias[row : row + 1].clone()
+    if rest:
+        raise ValueError(
+            f"state_dict: got the unknown keys {sorted(rest)[:4]}, expected only those of LoMixLoss with "
+            f"operators={plan.operators}; check operators, and strip prefixes such as 'module.'"
+        )
+    return out
+
+
+def module_to_lomix(module: CombinatorialMutationsLossModule) -> LoMixLoss:
+    """A `LoMixLoss` with the loss, weights, device and dtype of a module.
+
+    The generator of the random "concat" convolutions is copied too, so that both draw the same ones next.
+
+    Args:
+        module: with as many original maps as mixed ones; of supervision "deep_supervision" only without
+            operations.
+
+    Raises:
+        TypeError: not such a module.
+        ValueError: a module with weights of something that LoMixLoss would not supervise.
+    """
+    if not isinstance(module, CombinatorialMutationsLossModule):
+        raise TypeError(f"module: got {type(module).__name__}, expected a CombinatorialMutationsLossModule")
+    if module.original_num_maps != module.num_maps:
+        raise ValueError(
+            f"module: got original_num_maps={module.original_num_maps} with "
+            f"selecetd_num_maps={module.num_maps}, expected the same number twice; LoMixLoss mixes every "
+            "scale it supervises"
+        )
+    if module.supervision not in WITH_MIXES and module.operations:
+        raise ValueError(
+            f"module: got supervision={module.supervision!r} with operations={module.operations}, whose "
+            "weights LoMixLoss would have no place for; construct LoMixLoss(..., operators=()) for deep "
+            "supervision with learned weights"
+        )
+    operators = tuple(OUR_NAME[name] for name in module.operations)
+    criterion = LoMixLoss(
+        module.num_classes,
+        module.num_maps,
+        operators=operators,
+        concat="resampled",
+        weighting="softplus" if module.use_learnable_weights else "fixed",
+        lambda_ce=module.lc1,
+        lambda_dice=module.lc2,
+        impl=module.impl,
+    )
+    state = official_to_lomix(
+        module.state_dict(), num_classes=module.num_classes, num_scales=module.num_maps, operators=operators
+    )
+    like = next(module.parameters())
+    criterion.to(like.device, like.dtype).load_state_dict(state)
+    _copy_generator(module._generator, criterion._generator)
+    return criterion
+
+
+def lomix_to_module(
+    criterion: LoMixLoss, *, fusion_name: str = "wf", drop_cat: bool = False
+) -> CombinatorialMutationsLossModule:
+    """The drop-in module with the loss, weights, device and dtype of a `LoMixLoss`.
+
+    Feed it maps coarsest first, whatever the `order` of the criterion. The generator of the random "concat"
+    convolutions is copied too, if there is one.
+
+    Args:
+        criterion: with all scales supervised, awf_sharing="size" and the authors' Dice (the defaults).
+        fusion_name: what to call "awf": "wf" or "weighted_fusion".
+        drop_cat: accept that learned "cat" convolutions are left behind and random ones drawn instead.
+
+    Raises:
+        TypeError: not a LoMixLoss.
+        ValueError: a criterion whose loss the module cannot compute, or as `lomix_to_official`.
+    """
+    if not isinstance(criterion, LoMixLoss):
+        raise TypeError(f"criterion: got {type(criterion).__name__}, expected a LoMixLoss")
+    plan = criterion.plan
+    wanted = {**RECIPE, "squared_pred": True, "originals": tuple(range(plan.num_scales))}
+    held = {**criterion.recipe, "squared_pred": plan.squared, "originals": plan.originals}
+    for name, value in wanted.items():
+        if held[name] != value:
+            raise ValueError(
+                f"criterion: got {name}={held[name]!r}, expected {value!r}; the authors' module has no other"
+            )
+    state = lomix_to_official(
+        criterion.state_dict(),
+        num_classes=criterion.num_classes,
+        num_scales=plan.num_scales,
+        operators=plan.operators,
+        fusion_name=fusion_name,
+        drop_cat=drop_cat,
+    )
+    names = their_names(fusion_name)
+    module = CombinatorialMutationsLossModule(
+        plan.num_scales,
+        criterion.num_classes,
+        plan.num_scales,
+        [names[operator] for operator in plan.operators],
+        use_learnable_weights=criterion.alpha is not None,
+        supervision="lomix",
+        lc1=criterion.recipe["lambda_ce"],
+        lc2=criterion.recipe["lambda_dice"],
+        impl=criterion.impl,
+    )
+    like = next(criterion.parameters(), torch.empty(0))
+    module.to(like.device, like.dtype).load_state_dict(state)
+    _copy_generator(criterion._generator, module._generator)
+    return module
+
+
+def _copy_generator(source: torch.Generator | None, to: torch.Generator | None) -> None:
+    if source is not None and to is not None:
+        to.set_state(source.get_state())
+
+
+def _stored_operators(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """{our name: their name} of the operators whose weights an authors' state dict holds."""
+    stored: dict[str, str] = {}
+    for key in state_dict:
+        if key.startswith("synthesized_weights."):
+            theirs = key.split(".")[1]
+            if theirs not in OUR_NAME:
+                raise ValueError(
+                    f"state_dict: got weights of the operator {theirs!r}, expected operators out of "
+                    f"{tuple(OUR_NAME)}; 'sub', 'avg' and 'max' are not supported yet"
+                )
+            if stored.setdefault(OUR_NAME[theirs], theirs) != theirs:
+                raise ValueError("state_dict: got weights of both 'wf' and 'weighted_fusion', expected one of the two")
+    return stored
+
+
+def _take_alpha(rest: dict[str, Tensor], plan: MixPlan, stored: Mapping[str, str]) -> list[Tensor]:
+    """Remove the raw weights from `rest` and return them in the map order of the plan, each [1]."""
+    if set(stored) != set(plan.operators):
+        raise ValueError(
+            f"operators: got {plan.operators}, but the checkpoint holds weights of {tuple(stored)}; pass "
+            "exactly those, in the order of the criterion to be loaded"
+        )
+    originals = sum(key.startswith("original_weights.") for key in rest)
+    if originals != plan.num_scales:
+        raise ValueError(
+            f"num_scales: got {plan.num_scales}, but the checkpoint holds {originals} original weights; "
+            "LoMixLoss mixes all the scales it supervises, so the two must agree"
+        )
+    keys = [
+        f"synthesized_weights.{stored[s.operator]}.{s.subset}" if s.subset >= 0 else f"original_weights.{s.members[0]}"
+        for s in plan.maps
+    ]
+    return [_take(rest, key, (1,)) for key in keys]
+
+
+def _take(rest: dict[str, Tensor], key: str, shape: tuple[int, ...]) -> Tensor:
+    """Remove one entry and return it detached, or raise if it is missing or misshapen."""
+    if key not in rest:
+        raise ValueError(
+            f"state_dict: got no {key!r}, expected a tensor {list(shape)} there; check num_scales and operators"
+        )
+    value = rest.pop(key)
+    _check_shape(key, value, shape)
+    return value.detach()
+
+
+def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(
+            f"{name}: got {getattr(value, 'dtype', type(value).__name__)}, expected a float tensor {list(shape)}"
+        )
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {shape}; check num_classes and num_scales")

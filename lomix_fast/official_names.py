@@ -1,0 +1,37 @@
+"""How the authors' module names things, and what we call them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Their operators and ours.
+OUR_NAME = {"add": "add", "mul": "mul", "concat": "cat", "weighted_fusion": "awf", "wf": "awf"}
+# Two names for one operator: the constructor's default and the one their training script passes.
+FUSION_NAMES = ("weighted_fusion", "wf")
+
+
+def their_names(fusion_name: str) -> dict[str, str]:
+    """Our operator names -> theirs, "awf" under the given one of its two names."""
+    return {ours: theirs for theirs, ours in OUR_NAME.items()} | {"awf": fusion_name}
+
+
+def fusion_positions(num_scales: int) -> list[tuple[int, int]]:
+    """(subset size, position) of every fusion convolution, in the order of the rows of `awf_weight`."""
+    return [(size, position) for size in range(2, num_scales + 1) for position in range(size)]
+
+
+def fusion_key(size: int, position: int) -> str:
+    """Key of one fusion convolution in their state dict, up to "weight" or "bias"."""
+    return f"weighted_fusion_modules.{size}.weight_convs.{position}."
+
+
+@contextmanager
+def told_in_their_names() -> Iterator[None]:
+    """Errors of the checks shared with `map_stats`, told with the argument names of the authors' module."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        told = re.sub(r"\btarget\b", "label_batch", re.sub(r"\blogits\b", "output_maps", str(error)))
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(told) from error
