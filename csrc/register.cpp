@@ -1,6 +1,7 @@
 // The compiled half of lomix_fast: ops in the namespace lomix_fast_cpp, and the Python module lomix_fast._C.
 //
-// The ops users see live in lomix_fast/ops.py; these are their CPU implementation and are called from lomix_fast/cpu.py.
+// The ops users see live in lomix_fast/ops.py; these are their CPU implementation and are called from
+// lomix_fast/cpu.py.
 #include <pybind11/pybind11.h>
 #include <torch/library.h>
 

@@ -136,8 +136,8 @@ void Call<T>::make_axis(int64_t scale, int axis, int64_t native, int64_t full) {
 template <typename T>
 void Call<T>::make_units() {
   const int64_t pixels = problem.depth * problem.height * problem.width;
-  const int64_t wanted = std::min(ceil_div(kTargetUnits, std::max<int64_t>(batch, 1)),
-                                  std::max<int64_t>(pixels / kMinPixelsPerUnit, 1));
+  const int64_t wanted =
+      std::min(ceil_div(kTargetUnits, std::max<int64_t>(batch, 1)), std::max<int64_t>(pixels / kMinPixelsPerUnit, 1));
   const int64_t along_z = std::min(problem.depth, wanted);
   const int64_t along_y = std::min(problem.height, ceil_div(wanted, along_z));
   units_per_sample = along_z * along_y;

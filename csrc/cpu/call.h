@@ -12,13 +12,13 @@
 namespace lomix::cpu {
 
 struct Inputs {
-  at::TensorList logits;                    // L x [B, C, *native]
-  const at::Tensor& target;                 // [B, *full], integer or bool
+  at::TensorList logits;                        // L x [B, C, *native]
+  const at::Tensor& target;                     // [B, *full], integer or bool
   const std::optional<at::Tensor>& cat_weight;  // [K, C, C]
   const std::optional<at::Tensor>& cat_bias;    // [S, C]
   const std::optional<at::Tensor>& awf_weight;  // [K, C]
   const std::optional<at::Tensor>& awf_bias;    // [K]
-  at::IntArrayRef maps;                     // MixPlan.encoded, four integers a map
+  at::IntArrayRef maps;                         // MixPlan.encoded, four integers a map
   bool squared;
 };
 
@@ -45,7 +45,7 @@ class Call {
 
   using Index = typename Axis<T>::Index;
   std::vector<MapSpec> maps_;
-  std::vector<at::Tensor> kept_;  // contiguous copies, where one was needed
+  std::vector<at::Tensor> kept_;                                     // contiguous copies, where one was needed
   std::array<std::array<std::vector<Index>, 6>, kMaxScales> index_;  // lo and hi of z, y, x
   std::array<std::array<std::vector<T>, 3>, kMaxScales> frac_;
 };

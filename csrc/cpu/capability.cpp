@@ -43,9 +43,9 @@ const char* decide() {
       if (usable) return name;
     }
   }
-  throw std::invalid_argument(std::string("LOMIX_FAST_CPU_CAPABILITY: got '") + forced +
-                              "', expected DEFAULT, AVX2 or AVX512 as far as this CPU and this build have it (best: " +
-                              best + ")");
+  throw std::invalid_argument(
+      std::string("LOMIX_FAST_CPU_CAPABILITY: got '") + forced +
+      "', expected DEFAULT, AVX2 or AVX512 as far as this CPU and this build have it (best: " + best + ")");
 }
 
 Choice make_choice() {

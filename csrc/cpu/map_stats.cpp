@@ -191,8 +191,7 @@ std::vector<at::Tensor> backward(const at::Tensor& grad_stats, const Inputs& inp
   const int64_t num_units = static_cast<int64_t>(call.units.size());
   const at::Tensor grads = grad_stats.to(c10::CppTypeToScalarType<T>::value).contiguous();
   problem.grad_stats = grads.template const_data_ptr<T>();
-  const c10::DataPtr native =
-      c10::GetCPUAllocator()->allocate(static_cast<size_t>(call.native_grad_size) * sizeof(T));
+  const c10::DataPtr native = c10::GetCPUAllocator()->allocate(static_cast<size_t>(call.native_grad_size) * sizeof(T));
   problem.native_grads = static_cast<T*>(native.get());
 
   std::vector<at::Tensor> outputs;

@@ -105,7 +105,8 @@ void mix_mul(const Tile<T>& tile, const MapSpec& spec, int C) {
   for (int c = 0; c < C; ++c) {
     for (int64_t v = 0; v < tile.vectors * kV; v += kV) {
       Vec<T> product = Vec<T>::loadu(tile.scale(spec.members[0], c, C) + v);
-      for (int j = 1; j < spec.num_members; ++j) product = product * Vec<T>::loadu(tile.scale(spec.members[j], c, C) + v);
+      for (int j = 1; j < spec.num_members; ++j)
+        product = product * Vec<T>::loadu(tile.scale(spec.members[j], c, C) + v);
       product.store(tile.map + c * tile.capacity + v);
     }
   }
@@ -144,8 +145,8 @@ void attend(const Tile<T>& tile, const MapSpec& spec, int C, const T* weight, co
       int c = 0;
       for (; c + 2 <= C; c += 2) {
         even = at::vec::fmadd(Vec<T>(weight[pair * C + c]), Vec<T>::loadu(tile.scale(spec.members[j], c, C) + v), even);
-        odd = at::vec::fmadd(Vec<T>(weight[pair * C + c + 1]),
-                             Vec<T>::loadu(tile.scale(spec.members[j], c + 1, C) + v), odd);
+        odd = at::vec::fmadd(Vec<T>(weight[pair * C + c + 1]), Vec<T>::loadu(tile.scale(spec.members[j], c + 1, C) + v),
+                             odd);
       }
       if (c < C) {
         even = at::vec::fmadd(Vec<T>(weight[pair * C + c]), Vec<T>::loadu(tile.scale(spec.members[j], c, C) + v), even);

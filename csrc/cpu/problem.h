@@ -1,4 +1,5 @@
-// What the torch glue hands to the kernels: plain data, no torch types, so kernels compile apart for each CPU capability.
+// What the torch glue hands to the kernels: plain data, no torch types, so kernels compile apart for each CPU
+// capability.
 #pragma once
 
 #include <cstdint>
@@ -25,13 +26,13 @@ struct Axis {
 template <typename T>
 struct Scale {
   const void* logits;
-  void* grad;                // null in the forward pass
-  int64_t stride[5];         // of logits, in elements, for b, c, z, y, x
-  int64_t grad_stride[5];    // of grad
-  int64_t size[3];           // native d, h, w
-  bool used;                 // whether any map of the plan reads it
-  bool identity;             // native size == full size
-  Axis<T> axis[3];           // z, y, x
+  void* grad;              // null in the forward pass
+  int64_t stride[5];       // of logits, in elements, for b, c, z, y, x
+  int64_t grad_stride[5];  // of grad
+  int64_t size[3];         // native d, h, w
+  bool used;               // whether any map of the plan reads it
+  bool identity;           // native size == full size
+  Axis<T> axis[3];         // z, y, x
 };
 
 // A block of output rows of one sample: the unit of work. Its borders do not depend on the number of threads, so
@@ -56,21 +57,21 @@ struct Problem {
   LogitType logit_type;
   LabelType label_type;
   Scale<T> scales[kMaxScales];
-  const MapSpec* maps;    // [M]
+  const MapSpec* maps;  // [M]
   const Unit* units;
-  const void* labels;     // [B, D, H, W], contiguous, all in [0, C)
-  const T* cat_weight;    // W [K, C, C]
-  const T* cat_bias;      // b [S, C]
-  const T* awf_weight;    // u [K, C]
-  const T* awf_bias;      // v [K]
-  const T* grad_stats;    // [B, M, 1 + 2C]
-  T* native_grads;        // private gradients of all units, each [nz, ny, w, C]
+  const void* labels;   // [B, D, H, W], contiguous, all in [0, C)
+  const T* cat_weight;  // W [K, C, C]
+  const T* cat_bias;    // b [S, C]
+  const T* awf_weight;  // u [K, C]
+  const T* awf_bias;    // v [K]
+  const T* grad_stats;  // [B, M, 1 + 2C]
+  T* native_grads;      // private gradients of all units, each [nz, ny, w, C]
 };
 
 // Sums that one unit adds to. Doubles: a unit may hold millions of pixels.
 struct StatsOut {
-  double* stats;           // [M, 1 + 2C]
-  int64_t* label_counts;   // [C]
+  double* stats;          // [M, 1 + 2C]
+  int64_t* label_counts;  // [C]
 };
 struct ParameterGrads {
   double* cat_weight;  // [K, C, C]

@@ -32,8 +32,7 @@ void add_scaled_row(T a, const T* x, int64_t count, T* to) {
 template <typename T>
 class RowReader {
  public:
-  RowReader(const Problem<T>& problem, int64_t scale, Arena& arena)
-      : problem_(problem), scale_(problem.scales[scale]) {
+  RowReader(const Problem<T>& problem, int64_t scale, Arena& arena) : problem_(problem), scale_(problem.scales[scale]) {
     constexpr int64_t kV = Vec<T>::size();
     pitch_ = (problem.width + kV - 1) / kV * kV;
     if (!scale_.used || scale_.identity) return;
@@ -125,8 +124,8 @@ class RowWriter {
     constexpr int64_t kV = Vec<T>::size();
     pitch_ = (problem.width + kV - 1) / kV * kV;
     if (!scale_.used || scale_.identity) return;
-    rows_ = arena.take<T>(2 * problem.num_classes * pitch_);             // [2, C, pitch]
-    native_ = arena.take<T>(scale_.size[2] * problem.num_classes);       // [w, C]
+    rows_ = arena.take<T>(2 * problem.num_classes * pitch_);        // [2, C, pitch]
+    native_ = arena.take<T>(scale_.size[2] * problem.num_classes);  // [w, C]
   }
 
   void start(const Unit& unit, int64_t z) {
@@ -197,8 +196,8 @@ class RowWriter {
   }
 
   T* destination(int64_t native_z, int64_t native_y) const {
-    const int64_t row = (native_z - unit_->native_z[index_]) * unit_->native_ny[index_] +
-                        (native_y - unit_->native_y[index_]);
+    const int64_t row =
+        (native_z - unit_->native_z[index_]) * unit_->native_ny[index_] + (native_y - unit_->native_y[index_]);
     return problem_.native_grads + unit_->native_offset[index_] + row * scale_.size[2] * problem_.num_classes;
   }
 

@@ -1,7 +1,7 @@
 // Reading logits and writing gradients of any dtype and strides, one row at a time.
 //
-// Internal linkage on purpose: these functions are compiled for several CPU capabilities, and a shared inline copy could
-// be one that the machine cannot run.
+// Internal linkage on purpose: these functions are compiled for several CPU capabilities, and a shared inline copy
+// could be one that the machine cannot run.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -29,8 +29,8 @@ static inline void store_strided(const T* from, int64_t from_stride, int64_t cou
 
 // Read `count` logits of one row starting at x into `to`, in the arithmetic type.
 template <typename T>
-static inline void load_logits(const Scale<T>& s, LogitType type, int64_t b, int64_t c, int64_t z, int64_t y, int64_t x, int64_t count,
-                 T* to) {
+static inline void load_logits(const Scale<T>& s, LogitType type, int64_t b, int64_t c, int64_t z, int64_t y, int64_t x,
+                               int64_t count, T* to) {
   const int64_t at = b * s.stride[0] + c * s.stride[1] + z * s.stride[2] + y * s.stride[3] + x * s.stride[4];
   const int64_t step = s.stride[4];
   switch (type) {
@@ -43,8 +43,8 @@ static inline void load_logits(const Scale<T>& s, LogitType type, int64_t b, int
 
 // Write `count` gradients of one row starting at x, in the type of the logits. `from_stride` lets channels lie fastest.
 template <typename T>
-static inline void store_grads(const Scale<T>& s, LogitType type, int64_t b, int64_t c, int64_t z, int64_t y, int64_t x, int64_t count,
-                 const T* from, int64_t from_stride) {
+static inline void store_grads(const Scale<T>& s, LogitType type, int64_t b, int64_t c, int64_t z, int64_t y, int64_t x,
+                               int64_t count, const T* from, int64_t from_stride) {
   const int64_t* g = s.grad_stride;
   const int64_t at = b * g[0] + c * g[1] + z * g[2] + y * g[3] + x * g[4];
   switch (type) {

@@ -31,7 +31,8 @@ struct Segment {
 };
 
 // For every tile of the unit: load labels, let `per_segment(Segment)` fill the scales, call `per_tile()`, then
-// `after_segment(Segment)`. `start(z)` and `finish()` frame each z. Labels are contiguous, so the rows of a tile are too.
+// `after_segment(Segment)`. `start(z)` and `finish()` frame each z. Labels are contiguous, so the rows of a tile are
+// too.
 template <typename T, typename Start, typename Fill, typename Work, typename After, typename Finish>
 void sweep(const Problem<T>& problem, const Unit& unit, Tile<T>& tile, const Start& start, const Fill& per_segment,
            const Work& per_tile, const After& after_segment, const Finish& finish) {

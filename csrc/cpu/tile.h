@@ -45,8 +45,8 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// All buffers are [.., capacity], pixels fastest. Pixels past `count` up to a whole vector are padding: their logits are
-// zero, their label mask and lane mask are empty, and so everything they would add is exactly zero.
+// All buffers are [.., capacity], pixels fastest. Pixels past `count` up to a whole vector are padding: their logits
+// are zero, their label mask and lane mask are empty, and so everything they would add is exactly zero.
 template <typename T>
 struct Tile {
   int64_t capacity;     // pixels, a multiple of the vector width
@@ -77,7 +77,7 @@ struct Tile {
 
   // The tile stays within L1 where it can; blocks of four vectors suit the matrix loops of mix.h.
   static int64_t choose_capacity(int64_t rows) {
-    constexpr int64_t kBudget = 40 * 1024, kMaxPixels = 256;
+    constexpr int64_t kBudget = 28 * 1024, kMaxPixels = 256;
     constexpr int64_t kBlock = 4 * Vec<T>::size();
     const int64_t fits = kBudget / (rows * static_cast<int64_t>(sizeof(T)));
     if (fits < kBlock) return kBlock / 2;

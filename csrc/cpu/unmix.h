@@ -13,7 +13,8 @@ void unmix_add(const Tile<T>& tile, const MapSpec& spec, int C) {
     for (int c = 0; c < C; ++c) {
       T* to = tile.grad_scale(spec.members[j], c, C);
       const T* from = tile.map + c * tile.capacity;
-      for (int64_t v = 0; v < tile.vectors * kV; v += kV) (Vec<T>::loadu(to + v) + Vec<T>::loadu(from + v)).store(to + v);
+      for (int64_t v = 0; v < tile.vectors * kV; v += kV)
+        (Vec<T>::loadu(to + v) + Vec<T>::loadu(from + v)).store(to + v);
     }
   }
 }
@@ -100,7 +101,8 @@ void unmix_awf(const Tile<T>& tile, const MapSpec& spec, int C, const T* weight,
       Vec<T> sum(0);
       for (int64_t v = 0; v < tile.vectors * kV; v += kV) {
         const Vec<T> d_score = Vec<T>::loadu(score + v);
-        const Vec<T> direct = at::vec::fmadd(Vec<T>::loadu(attention + v), Vec<T>::loadu(grad + v), Vec<T>::loadu(to + v));
+        const Vec<T> direct =
+            at::vec::fmadd(Vec<T>::loadu(attention + v), Vec<T>::loadu(grad + v), Vec<T>::loadu(to + v));
         at::vec::fmadd(d_score, u, direct).store(to + v);
         sum = at::vec::fmadd(d_score, Vec<T>::loadu(value + v), sum);
       }
