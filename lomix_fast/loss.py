@@ -169,17 +169,15 @@ class LoMixLoss(nn.Module):
         if not isinstance(operators, (tuple, list)):
             raise TypeError(f"operators: got {operators!r}, expected a tuple or list out of {OPERATORS}")
         if supervision != "lomix":
-            for name, value, default in (
-                ("operators", operators, OPERATORS),
-                ("weighting", weighting, "softplus"),
-            ):
-                if value != default:
+            passed = {"operators": (tuple(operators), OPERATORS), "weighting": (weighting, "softplus")}
+            for name, (given, default) in passed.items():
+                if given != default:
                     raise ValueError(
-                        f"{name}: got {value!r} with supervision={supervision!r}, which sets it itself; leave it out, "
+                        f"{name}: got {given!r} with supervision={supervision!r}, which sets it itself; leave it out, "
                         "or pass supervision='lomix'"
                     )
             operators, weighting = (("add",) if supervision == "mutation" else ()), "fixed"
-        originals = (num_scales - 1,) if supervision == "last_layer" else None
+        originals = (num_scales - 1,) if supervision == "last_layer" and isinstance(num_scales, int) else None
         self.plan = MixPlan.create(num_scales, tuple(operators), originals, squared_pred)
         self.num_classes, self.num_scales = num_classes, num_scales
         self.supervision, self.concat, self.awf_sharing = supervision, concat, awf_sharing

@@ -183,8 +183,8 @@ def map_stats(
 
     Returns:
         stats [B, M, 1 + 2C]: sum over pixels of -log s_y; I_c = sum of s_c where y == c; Q_c = sum of s_c^2 (or of s_c
-        when `plan.squared` is false). target_stats [B, 1 + C], not differentiable: number of pixels, and of pixels of each
-        class. Both float32, or float64 for float64 logits. Second derivatives raise.
+        when `plan.squared` is false). target_stats [B, 1 + C], not differentiable: number of pixels, and of pixels of
+        each class. Both float32, or float64 for float64 logits. Second derivatives raise.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, named in the message; nothing has run by then. A label

@@ -1,0 +1,54 @@
+# make demo | test | bench | lint | format | clean | distclean
+# Only python3, make and g++ are assumed: each command makes .venv, installs the pinned tools of requirements-dev.txt and
+# builds the extension when that has not been done yet or when C++ or setup files have changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp')
+# The fused kernel is the point of these commands: without a compiler they stop and say so instead of going on slowly.
+LOMIX_FAST_BUILD ?= cpu
+export LOMIX_FAST_BUILD
+
+.PHONY: demo test bench lint format clean distclean
+
+demo: .venv/package
+	$(BIN)/python -m lomix_fast demo
+
+test: .venv/package
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: .venv/package
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: .venv/package
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy lomix_fast
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	LOMIX_FAST_WERROR=1 $(BIN)/python build_cpp.py
+
+format: .venv/requirements
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+# Stamp files: .venv/requirements says that the tools are installed, .venv/package that the package is.
+.venv/requirements: requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# csrc is listed with its directories, whose time changes when a file is added or removed.
+.venv/package: .venv/requirements pyproject.toml setup.py build_cpp.py $(shell find csrc)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@$(BIN)/python -c "import lomix_fast as f; print('lomix_fast', f.__version__, f.available_backends())"
+	@touch $@
+
+# Objects, wheels and caches; the next command builds anew. distclean takes .venv as well.
+clean:
+	rm -rf build dist runs lomix_fast.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -f lomix_fast/_C*.so lomix_fast/_build_info.json .venv/package
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv

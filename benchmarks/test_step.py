@@ -1,0 +1,69 @@
+"""The same cases and contenders under pytest-benchmark: `python -m pytest benchmarks`.
+
+For quick looks, comparing two commits (--benchmark-autosave, --benchmark-compare) and CI. All contenders share one process
+here and run one after the other, so ratios between them are `python -m benchmarks`'s business.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+from torch import Tensor
+
+from benchmarks import gate
+from benchmarks.cases import CASES
+from benchmarks.contenders import Prepared, contender
+from benchmarks.problem import make_problem
+from benchmarks.results import machine
+
+CASE = CASES["synapse2d"]
+ROUNDS = 5
+
+
+@lru_cache(maxsize=1)  # one at a time stays in memory; tests are ordered by contender
+def prepared(name: str) -> Prepared:
+    """The contender, checked on the small case first and set up on the full one."""
+    obstacle = contender(name).why_not()
+    if obstacle is not None:
+        pytest.skip(obstacle)
+    gate.check(name, CASE.small, gate.errors(contender(name), CASE.small))
+    return contender(name).prepare(make_problem(CASE.case))
+
+
+@pytest.fixture(params=["fused", "eager"], scope="module")
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def timed(benchmark, name: str):
+    benchmark.group = CASE.name
+    benchmark.extra_info |= {"contender": name, **machine(_threads())}
+    return benchmark
+
+
+def test_forward(timed, name: str) -> None:
+    one = prepared(name)
+    timed.pedantic(one.loss, rounds=ROUNDS, warmup_rounds=1)
+
+
+def test_backward(timed, name: str) -> None:
+    one = prepared(name)
+
+    def forward() -> tuple[tuple[Tensor], dict[str, object]]:
+        one.clear()
+        return (one.loss(),), {}
+
+    timed.pedantic(lambda loss: loss.backward(), setup=forward, rounds=ROUNDS, warmup_rounds=1)
+
+
+def test_step(timed, name: str) -> None:
+    one = prepared(name)
+    timed.pedantic(lambda: one.loss().backward(), setup=one.clear, rounds=ROUNDS, warmup_rounds=1)
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()

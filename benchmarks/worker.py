@@ -1,0 +1,175 @@
+"""A process for one contender and one case, and the handle by which the main process tells it what to do.
+
+Each contender has a process of its own, because memory that one has freed would serve the next unseen, and because
+thread pools, allocators and compiled code of one would be there for the other. All processes of a case live side by
+side and wait on a pipe; one works at a time.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lomix_fast.demo.peak import extra_peak_mib
+
+from . import gate
+from .cases import BenchmarkCase
+from .contenders import Prepared, contender
+from .problem import make_problem
+
+
+class WorkerError(RuntimeError):
+    """A contender failed or its process died; the message says which and how."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """First full-size step: extra peak in MiB, milliseconds of the first step, loss and norms of the gradients."""
+
+    extra_peak_mib: float
+    first_step_ms: float
+    fingerprint: dict[str, float]
+
+
+class _Session:
+    """What runs inside the process. Every public method is a command."""
+
+    def __init__(self, name: str, one: BenchmarkCase) -> None:
+        self._contender, self._one = contender(name), one
+        self._prepared: Prepared | None = None
+
+    def errors(self) -> dict[str, float]:
+        """Errors on the small case; also the tiny warm-up that wakes threads and loads code before memory is measured.
+
+        At full size nothing may have run before: a scratch buffer that an implementation allocates in its first call and
+        keeps is part of what it needs.
+        """
+        return gate.errors(self._contender, self._one.small)
+
+    def memory(self) -> Memory:
+        """One full-size step from a baseline at which inputs and parameters exist and gradients do not.
+
+        The gradients of the inputs count: a step cannot be had without them. A contender that compiles takes its
+        first step before the baseline, because the compiler's memory is not the step's.
+        """
+        prepared = self._prepared = self._contender.prepare(make_problem(self._one.case))
+        kept: list[Tensor] = []
+
+        def step() -> None:
+            loss = prepared.loss()
+            loss.backward()
+            kept.append(loss.detach())
+
+        begin = time.perf_counter()
+        if self._contender.compiles:
+            step()
+            first = time.perf_counter() - begin
+            prepared.clear()
+            peak = extra_peak_mib(step)
+        else:
+            peak = extra_peak_mib(step)
+            first = time.perf_counter() - begin
+        return Memory(peak, 1e3 * first, gate.fingerprint(kept[-1], prepared))
+
+    def repetitions(self, count: int) -> list[tuple[float, float]]:
+        """Milliseconds of forward (with its graph, as in training) and of backward, `count` times.
+
+        Gradients are dropped before the clock starts, and the collector of Python objects is held off meanwhile.
+        """
+        assert self._prepared is not None
+        times = []
+        gc.collect()
+        gc.disable()
+        for _ in range(count):
+            self._prepared.clear()
+            begin = time.perf_counter()
+            loss = self._prepared.loss()
+            middle = time.perf_counter()
+            loss.backward()
+            end = time.perf_counter()
+            times.append((1e3 * (middle - begin), 1e3 * (end - middle)))
+            del loss
+        gc.enable()
+        return times
+
+
+def _serve(pipe: Connection, name: str, one: BenchmarkCase, threads: int) -> None:
+    """Answer commands (method, arguments) with (True, result) or (False, traceback) until the pipe closes."""
+    torch.set_num_threads(threads)
+    session: _Session | None = None
+    while True:
+        try:
+            command, arguments = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            session = session or _Session(name, one)
+            answer = (True, getattr(session, command)(*arguments))
+        except KeyboardInterrupt:
+            return
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        pipe.send(answer)
+
+
+class Worker:
+    """Handle on the process of one contender.
+
+    Args:
+        name: of the contender.
+        one: the case.
+        threads: torch threads inside the process.
+    """
+
+    def __init__(self, name: str, one: BenchmarkCase, threads: int) -> None:
+        self.name = name
+        # spawn: a forked copy of a process whose thread pools have run may hang, and would share its memory.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name, one, threads))
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe.close()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def errors(self) -> dict[str, float]:
+        """See `gate.errors`."""
+        return self._ask("errors")
+
+    def memory(self) -> Memory:
+        """One full-size step; call it once, before any time is taken."""
+        return self._ask("memory")
+
+    def repetitions(self, count: int = 1) -> list[tuple[float, float]]:
+        """Milliseconds of forward and backward of `count` steps."""
+        return self._ask("repetitions", count)
+
+    def _ask(self, command: str, *arguments: object) -> Any:
+        try:
+            self._pipe.send((command, arguments))
+            fine, answer = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self._process.join(10)
+            raise WorkerError(
+                f"{self.name}: its process ended during {command!r} with exit code {self._process.exitcode} "
+                "(negative: killed by that signal, -9 usually for want of memory)"
+            ) from error
+        if not fine:
+            raise WorkerError(f"{self.name}: failed during {command!r}:\n{answer}")
+        return answer

@@ -1,0 +1,346 @@
+"""Builds the C++ extension lomix_fast._C: whether, from which sources, with which flags, in which order.
+
+setup.py calls `decide` and `build`; `python build_cpp.py` builds the objects and the module under build/ and installs
+nothing, which is how `make lint` looks for compiler warnings. Environment variables:
+
+    LOMIX_FAST_BUILD   auto (default), cpu, cuda or none, see `requested_build`
+    LOMIX_FAST_WERROR  1 turns warnings of our own sources into errors
+    CXX                the C++ compiler; default g++, c++ or clang++, whichever is found first
+    MAX_JOBS           how many files are compiled at once; default one per CPU
+    DEBUG              1 compiles with -O0 -g
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+BUILDS = ("auto", "cpu", "cuda", "none")
+OLDEST_TORCH = (2, 8)
+
+# How ATen names a capability -> what switches it on. The same sets as torch/_inductor/cpu_vec_isa.py, whose AVX-512 set
+# is spelt out here with what every such CPU has as well.
+CAPABILITIES = {
+    "DEFAULT": [],
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
+    "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma", "-mf16c"],
+}
+
+_PROBE = """
+#include <omp.h>
+#include <concepts>
+template <std::integral T> T twice(T x) { return 2 * x; }
+int probe() { return twice(omp_get_max_threads()); }
+"""
+
+
+class BuildError(RuntimeError):
+    """The build cannot do what was asked; the message says what to do."""
+
+
+class CannotBuild(BuildError):
+    """Something the extension needs is missing on this machine."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """Everything found on this machine that a build of the extension needs."""
+
+    cxx: tuple[str, ...]
+    cxx_version: str
+    ninja: str
+    torch_version: str
+    torch_include: tuple[str, ...]
+    torch_lib: str
+    cxx11_abi: bool
+    capabilities: tuple[str, ...]
+
+    @property
+    def is_clang(self) -> bool:
+        """Whether the compiler is clang, which knows other warnings and brings its own OpenMP."""
+        return "clang" in self.cxx_version
+
+    def describe(self) -> dict[str, str]:
+        """Return what lomix_fast/_build_info.py reads when the extension fails to load."""
+        return {
+            "torch": self.torch_version,
+            "compiler": self.cxx_version,
+            "capabilities": " ".join(self.capabilities),
+        }
+
+
+def requested_build() -> str:
+    """Return what LOMIX_FAST_BUILD asks for. No visible GPU and nothing else changes the answer.
+
+    auto: build the CPU extension where a C++20 compiler and torch are there, otherwise go on without it and say so.
+    cpu: build it or fail. cuda: not in this version. none: pure Python.
+
+    Raises:
+        BuildError: the value is none of these.
+    """
+    value = os.environ.get("LOMIX_FAST_BUILD", "auto")
+    if value not in BUILDS:
+        raise BuildError(f"LOMIX_FAST_BUILD: got {value!r}, expected one of {', '.join(BUILDS)}")
+    return value
+
+
+def decide() -> tuple[Toolchain | None, str]:
+    """Return (toolchain, "") when the extension is to be built, otherwise (None, why it is not).
+
+    Raises:
+        BuildError: LOMIX_FAST_BUILD asks for what this machine or this version cannot do.
+    """
+    asked = requested_build()
+    if asked == "none":
+        return None, "LOMIX_FAST_BUILD=none was set when it was installed"
+    if asked == "cuda":
+        raise BuildError(
+            "LOMIX_FAST_BUILD=cuda: this version of lomix_fast has no CUDA sources yet; "
+            "use LOMIX_FAST_BUILD=cpu for the CPU extension or none for pure Python"
+        )
+    try:
+        return find_toolchain(), ""
+    except CannotBuild as error:
+        if asked == "cpu":
+            raise BuildError(
+                f"LOMIX_FAST_BUILD=cpu: {error}. LOMIX_FAST_BUILD=none installs without the C++ extension"
+            ) from error
+        _say_loudly(f"lomix_fast is installed WITHOUT its C++ extension: {error}")
+        return None, str(error)
+
+
+def _say_loudly(message: str) -> None:
+    line = "*" * 100
+    print(f"{line}\n{message}.\nThe pure PyTorch backends work; LOMIX_FAST_BUILD=cpu makes this an error.\n{line}",
+          file=sys.stderr, flush=True)  # fmt: skip
+
+
+# ---- what this machine has ----
+
+
+def find_toolchain() -> Toolchain:
+    """Look for everything a build needs and try the compiler on a small C++20 file.
+
+    Raises:
+        CannotBuild: something is missing; the message names it and the remedy.
+    """
+    if not sys.platform.startswith("linux"):
+        raise CannotBuild(f"the C++ extension is built on Linux only, this is {sys.platform}")
+    torch_facts = _find_torch()
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.is_file():
+        raise CannotBuild(f"{header} does not exist; install Python's headers (Debian, Ubuntu: python3-dev)")
+    cxx, version = _find_compiler()
+    ninja = _find_ninja()
+    return Toolchain(cxx, version, ninja, **torch_facts, capabilities=_usable_capabilities(cxx))
+
+
+def _find_torch() -> dict:
+    try:
+        import torch
+        from torch.utils.cpp_extension import include_paths, library_paths
+    except Exception as error:  # a broken torch raises anything from ImportError to OSError
+        raise CannotBuild(
+            f"torch cannot be imported by the Python that builds it ({type(error).__name__}: {error}). An isolated "
+            "build hides the torch you have: pip install torch 'setuptools>=77' ninja, then "
+            "pip install --no-build-isolation lomix_fast's directory"
+        ) from error
+    release = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+    if release < OLDEST_TORCH:
+        raise CannotBuild(f"torch {torch.__version__} is too old, expected {'.'.join(map(str, OLDEST_TORCH))} or newer")
+    return {
+        "torch_version": str(torch.__version__),
+        "torch_include": tuple(include_paths()),
+        "torch_lib": library_paths()[0],
+        "cxx11_abi": torch.compiled_with_cxx11_abi(),
+    }
+
+
+def _find_compiler() -> tuple[tuple[str, ...], str]:
+    given = os.environ.get("CXX")
+    if given:
+        cxx = tuple(shlex.split(given))
+    else:
+        cxx = tuple(name for name in ("g++", "c++", "clang++") if shutil.which(name))[:1]
+    remedy = "install one (Debian, Ubuntu: g++) or name it in the environment variable CXX"
+    if not cxx:
+        raise CannotBuild(f"no C++ compiler (g++, c++, clang++) was found; {remedy}")
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch, "probe.cpp")
+        source.write_text(_PROBE)
+        flags = ["-std=c++20", "-fPIC", "-fopenmp", "-shared", str(source), "-o", str(Path(scratch, "probe.so"))]
+        complaint = _complaint([*cxx, *flags])
+    if complaint is not None:
+        raise CannotBuild(f"the C++ compiler {shlex.join(cxx)!r} cannot build C++20 with OpenMP ({complaint}); {remedy}")
+    version = subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=False).stdout
+    return cxx, version.partition("\n")[0]
+
+
+def _complaint(command: list[str]) -> str | None:
+    """Return None when a command succeeds, otherwise the first line that says why not."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
+    return next((line for line in lines if "error" in line), lines[0])
+
+
+def _find_ninja() -> str:
+    try:
+        from ninja import BIN_DIR  # the package; its directory need not be on PATH
+    except ImportError:
+        BIN_DIR = None
+    found = (BIN_DIR and shutil.which("ninja", path=BIN_DIR)) or shutil.which("ninja")
+    if not found:
+        raise CannotBuild("ninja was not found; pip install ninja")
+    return found
+
+
+def _usable_capabilities(cxx: tuple[str, ...]) -> tuple[str, ...]:
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return ("DEFAULT",)
+    syntax_only = [*cxx, "-x", "c++", "-fsyntax-only", os.devnull]
+    return tuple(name for name, flags in CAPABILITIES.items() if _complaint([*syntax_only, *flags]) is None)
+
+
+# ---- flags ----
+
+
+def compile_flags(toolchain: Toolchain, capability: str | None) -> list[str]:
+    """Return all flags of one translation unit.
+
+    Args:
+        toolchain: what was found on this machine.
+        capability: a key of CAPABILITIES for a kernel, None for the glue, which is baseline code.
+    """
+    flags = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    flags += ["-O0", "-g"] if os.environ.get("DEBUG") == "1" else ["-O3", "-DNDEBUG"]
+    # Nobody here reads errno or floating-point exceptions; results keep IEEE meaning, so no -ffast-math.
+    flags += ["-fno-math-errno", "-fno-trapping-math"]
+    if _werror():
+        flags.append("-Werror")
+    if capability is not None:
+        flags += [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}", *CAPABILITIES[capability]]
+        if capability == "AVX512" and not toolchain.is_clang:
+            # gcc 12 says these of its own <avx512fintrin.h>; the other capabilities still check the same code for them.
+            flags += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+    else:
+        flags += [f"-DLOMIX_HAVE_{name}" for name in toolchain.capabilities[1:]]
+    flags += ["-DTORCH_EXTENSION_NAME=_C", f"-D_GLIBCXX_USE_CXX11_ABI={int(toolchain.cxx11_abi)}", "-Icsrc"]
+    for directory in (*toolchain.torch_include, sysconfig.get_path("include")):
+        flags += ["-isystem", directory]  # system headers: their warnings are not ours
+    return flags
+
+
+def link_flags(toolchain: Toolchain) -> list[str]:
+    """Return the flags that link the module. No rpath: lomix_fast imports torch first, which loads its libraries."""
+    flags = [f"-L{toolchain.torch_lib}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
+    # The OpenMP runtime that torch brought along, if any: with a second one in the process, torch.set_num_threads would
+    # not reach our loops. clang's code needs clang's own.
+    own = sorted(Path(toolchain.torch_lib).glob("libgomp*.so*"))
+    return [*flags, str(own[0]) if own and not toolchain.is_clang else "-fopenmp"]
+
+
+def _werror() -> bool:
+    return os.environ.get("LOMIX_FAST_WERROR") == "1"
+
+
+# ---- sources, in link order, and ninja ----
+
+
+def units(toolchain: Toolchain) -> list[tuple[str, str | None]]:
+    """Return (source file, capability or None) in link order.
+
+    Of a weak symbol, such as a function template of the standard library, the linker keeps the first copy it meets. That
+    must be one compiled for every CPU: glue first, then the kernels from the baseline up.
+    """
+    kernels = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/cpu/kernel_*.cpp"))
+    all_sources = [path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"))]
+    glue = sorted(set(all_sources) - set(kernels))
+    if not kernels or not glue:
+        raise BuildError(f"no C++ sources under {ROOT / 'csrc'}; the source tree is incomplete")
+    return [(source, None) for source in glue] + [(s, name) for name in toolchain.capabilities for s in kernels]
+
+
+def build_directory(toolchain: Toolchain) -> Path:
+    """Return where objects live: one directory for each setting that would otherwise rebuild everything in turn."""
+    setting = "debug" if os.environ.get("DEBUG") == "1" else "release"
+    strict = "-werror" if _werror() else ""
+    return Path("build", f"cpp-{sys.implementation.cache_tag}-torch{toolchain.torch_version}-{setting}{strict}")
+
+
+def write_ninja(toolchain: Toolchain) -> tuple[Path, Path]:
+    """Write build.ninja, with paths relative to the project's root, and return (that file, the module it makes)."""
+    directory = build_directory(toolchain)
+    module = directory / "_C.so"
+    lines = [
+        "ninja_required_version = 1.5",
+        f"cxx = {_ninja_command(toolchain.cxx)}",
+        "rule compile",
+        "  command = $cxx -MD -MF $out.d $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $in $for",
+        "rule link",
+        "  command = $cxx -shared $in $flags -o $out",
+        "  description = link $out",
+    ]
+    objects = []
+    for source, capability in units(toolchain):
+        suffix = f".{capability}" if capability else ""
+        objects.append((directory / source).with_suffix(f"{suffix}.o"))
+        lines.append(f"build {_ninja_path(objects[-1])}: compile {_ninja_path(source)}")
+        lines.append(f"  flags = {_ninja_command(compile_flags(toolchain, capability))}")
+        lines.append(f"  for = {f'for {capability}' if capability else ''}")
+    lines.append(f"build {_ninja_path(module)}: link {' '.join(map(_ninja_path, objects))}")
+    lines.append(f"  flags = {_ninja_command(link_flags(toolchain))}")
+    lines.append(f"default {_ninja_path(module)}")
+    path = directory / "build.ninja"
+    (ROOT / directory).mkdir(parents=True, exist_ok=True)
+    (ROOT / path).write_text("\n".join(lines) + "\n")
+    return path, module
+
+
+def _ninja_path(path: Path | str) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _ninja_command(words: tuple[str, ...] | list[str]) -> str:
+    return shlex.join(words).replace("$", "$$")
+
+
+def build(toolchain: Toolchain) -> Path:
+    """Compile what changed and link; return the finished module.
+
+    Raises:
+        BuildError: the compiler or linker failed (its output is above), or MAX_JOBS is not a positive number.
+    """
+    jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+    if not jobs.isdecimal() or int(jobs) < 1:
+        raise BuildError(f"MAX_JOBS: got {jobs!r}, expected a positive whole number")
+    script, module = write_ninja(toolchain)
+    sys.stdout.flush()
+    done = subprocess.run([toolchain.ninja, "-C", str(ROOT), "-f", str(script), "-j", jobs], check=False)
+    if done.returncode != 0:
+        raise BuildError("building lomix_fast._C failed; the compiler's messages are above")
+    return ROOT / module
+
+
+if __name__ == "__main__":
+    try:
+        print(build(find_toolchain()))
+    except BuildError as failure:
+        raise SystemExit(str(failure)) from None

@@ -1,0 +1,1 @@
+"""`python -m lomix_fast demo`: train on real brain MRI, then measure the loss against the official style."""

@@ -1,0 +1,219 @@
+"""The loss alone, fused against the official style: same numbers first, then time, then memory."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..loss import LoMixLoss
+from ..testing.official_style import OfficialStyleLoss, official_style_step
+from .peak import extra_peak_mib
+
+STYLES = ("fused", "official_style")
+TOLERANCE = 1e-4  # largest relative difference at which times and memory may be shown at all
+_CHILD_SECONDS = 600  # after this a measuring process is taken for stuck
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What both losses are given.
+
+    Attributes:
+        logits: L tensors [B, C, *native], coarsest first.
+        target: labels [B, *full].
+        parameters: state dict of a LoMixLoss with default settings (four operators, "cat" learned).
+        impl: backend of the fused side, as `LoMixLoss` takes it.
+    """
+
+    logits: list[Tensor]
+    target: Tensor
+    parameters: dict[str, Tensor]
+    impl: str
+
+    def tiny(self) -> Case:
+        """The same case with one sample and at most 32 labels along every axis, to wake up threads and libraries."""
+        full = self.target.shape[1:]
+        corners = [
+            tuple(slice(max(1, size * 32 // whole)) for size, whole in zip(z.shape[2:], full, strict=True))
+            for z in self.logits
+        ]
+        logits = [z[(slice(1), slice(None), *corner)] for z, corner in zip(self.logits, corners, strict=True)]
+        target = self.target[(slice(1), *(slice(32) for _ in full))]
+        return dataclasses.replace(self, logits=[z.contiguous() for z in logits], target=target.contiguous())
+
+
+def make_step(style: str, case: Case) -> Callable[[], dict[str, Tensor]]:
+    """Return a function that does one step, forward and backward of the loss alone, anew at every call.
+
+    Args:
+        style: one of `STYLES`.
+        case: inputs and parameters; both styles are given the same values.
+
+    Returns:
+        () -> {"loss": scalar, then by name the gradient of every logits tensor and every parameter}, detached.
+
+    Raises:
+        ValueError: an unknown style.
+    """
+    if style not in STYLES:
+        raise ValueError(f"style: got {style!r}, expected one of {STYLES}")
+    logits = [z.detach().clone().requires_grad_() for z in case.logits]
+    num_classes, num_scales = logits[0].shape[1], len(logits)
+    forward: Callable[[], Tensor]
+    if style == "fused":
+        criterion = LoMixLoss(num_classes, num_scales, impl=case.impl)
+        criterion.load_state_dict(case.parameters)
+        parameters: dict[str, Tensor] = dict(criterion.named_parameters())
+        forward = lambda: criterion(logits, case.target)  # noqa: E731 (two ways to make one function)
+    else:
+        official = OfficialStyleLoss(num_classes, num_scales)
+        parameters = dict(official.named_parameters())
+        with torch.no_grad():
+            for name, value in parameters.items():
+                value.copy_(case.parameters[name])
+        cat = [case.parameters[name].clone().requires_grad_() for name in ("cat_weight", "cat_bias")]
+        parameters |= {"cat_weight": cat[0], "cat_bias": cat[1]}
+        forward = lambda: official_style_step(official, logits, case.target, *cat)  # noqa: E731
+    leaves = {f"logits_{i}": z for i, z in enumerate(logits)} | parameters
+
+    def step() -> dict[str, Tensor]:
+        loss = forward()
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        return {"loss": loss.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+    return step
+
+
+def differences(case: Case) -> dict[str, float]:
+    """Compare the two styles on the same input and parameters.
+
+    Returns:
+        For the loss and the gradient of every logits tensor and parameter: largest absolute difference over
+        largest absolute value of the official style; NaN where either side holds one.
+    """
+    fused, official = (make_step(style, case)() for style in STYLES)
+    return {
+        name: float((fused[name] - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        for name, expected in official.items()
+    }
+
+
+def step_times(case: Case, repetitions: int) -> dict[str, list[float]]:
+    """Seconds of a step of each style, `repetitions` times each.
+
+    The two take turns, each going first in every other pair, so that a change in the load of the machine meets both.
+    """
+    steps = {style: make_step(style, case) for style in STYLES}
+    for step in steps.values():
+        step()  # the first call allocates and loads what later ones find
+    times: dict[str, list[float]] = {style: [] for style in STYLES}
+    for turn in range(repetitions):
+        for style in STYLES if turn % 2 == 0 else STYLES[::-1]:
+            begin = time.perf_counter()
+            steps[style]()
+            times[style].append(time.perf_counter() - begin)
+    return times
+
+
+def peak_memory(case: Case) -> dict[str, float]:
+    """Extra peak memory of one step of each style in MiB, each measured in a process of its own.
+
+    Raises:
+        RuntimeError: a measuring process failed; the message holds what it wrote.
+    """
+    with tempfile.TemporaryDirectory(prefix="lomix_fast_") as folder:
+        path = Path(folder) / "case.pt"
+        torch.save({**dataclasses.asdict(case), "threads": torch.get_num_threads()}, path)
+        return {style: _measure_elsewhere(path, style) for style in STYLES}
+
+
+def _measure_elsewhere(path: Path, style: str) -> float:
+    root = str(Path(__file__).resolve().parents[2])  # so that the process finds this package and no other
+    search = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "lomix_fast.demo.compare", str(path), style]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        timeout=_CHILD_SECONDS,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(
+            f"measuring the memory of the {style} loss failed with exit status {done.returncode} "
+            f"(negative: killed by that signal, 9 usually for want of memory):\n{done.stderr[-2000:]}"
+        )
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def compare(case: Case, repetitions: int) -> dict[str, object]:
+    """Correctness gate, then time, then memory.
+
+    Args:
+        case: the input; use trained logits, so that the numbers are those of real training.
+        repetitions: pairs of timed steps, at least 1.
+
+    Returns:
+        Plain values: max_relative_difference, relative_difference (by name), step_ms and peak_mib (by style),
+        step_ms_range (by style, fastest and slowest), speedup, case (sizes).
+
+    Raises:
+        ArithmeticError: the styles differ by more than `TOLERANCE`; no time is taken then.
+        RuntimeError: a measuring process failed.
+    """
+    by_name = differences(case)
+    worst = max(by_name, key=lambda name: by_name[name] if by_name[name] == by_name[name] else float("inf"))
+    if not by_name[worst] <= TOLERANCE:
+        raise ArithmeticError(
+            f"the fused loss and the official-style loss differ: {worst} by {by_name[worst]:.2e} relative to its largest "
+            f"value, expected at most {TOLERANCE:g}; no speed is reported. Please report this with your processor and "
+            "torch version"
+        )
+    times = step_times(case, repetitions)
+    medians = {style: 1000 * statistics.median(times[style]) for style in STYLES}
+    return {
+        "max_relative_difference": by_name[worst],
+        "relative_difference": by_name,
+        "step_ms": medians,
+        "step_ms_range": {style: [1000 * min(times[style]), 1000 * max(times[style])] for style in STYLES},
+        "speedup": medians["official_style"] / medians["fused"],
+        "peak_mib": peak_memory(case),
+        "case": {
+            "batch": case.target.shape[0],
+            "classes": case.logits[0].shape[1],
+            "size": list(case.target.shape[1:]),
+            "logits": [list(z.shape[2:]) for z in case.logits],
+            "repetitions": repetitions,
+        },
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the extra peak memory of one style on a saved case and print it, in MiB, as the last line."""
+    parser = argparse.ArgumentParser(prog="python -m lomix_fast.demo.compare", description=main.__doc__)
+    parser.add_argument("file", type=Path, help="what peak_memory saved")
+    parser.add_argument("style", choices=STYLES)
+    given = parser.parse_args(arguments)
+    saved = torch.load(given.file, weights_only=True)
+    torch.set_num_threads(saved.pop("threads"))
+    case = Case(**saved)
+    make_step(given.style, case.tiny())()
+    step = make_step(given.style, case)
+    print(json.dumps(extra_peak_mib(step)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""How much memory a piece of work needs beyond what the process holds already."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def extra_peak_mib(work: Callable[[], object]) -> float:
+    """Run `work` once and return how far the resident set rose above its size just before, at the highest, in MiB.
+
+    Call it in a process of its own: memory that earlier work has freed but the allocator kept would be used again
+    unseen. What can be given back is given back first (malloc_trim, glibc). On Linux the kernel's high-water mark of
+    this process is reset (clear_refs) and read (VmHWM); ru_maxrss is no replacement there, for a new process inherits
+    it from the one that started it. Where the mark cannot be reset, or off Linux, the result is an upper bound: the
+    highest mark since the process began.
+
+    Args:
+        work: called without arguments; its result is dropped.
+
+    Raises:
+        ModuleNotFoundError: not on Linux and psutil is missing.
+    """
+    gc.collect()
+    if not sys.platform.startswith("linux"):
+        before = _resident_elsewhere()
+        work()
+        return (_highest_elsewhere() - before) / 2**20
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+    try:
+        _CLEAR.write_text("5")  # set VmHWM back to what is resident now
+    except OSError:
+        pass  # some containers forbid it; see above
+    before = _linux_kib("VmRSS")
+    work()
+    return (_linux_kib("VmHWM") - before) / 2**10
+
+
+def _linux_kib(field: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1])
+
+
+def _resident_elsewhere() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _highest_elsewhere() -> int:
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, where it is not inherited

@@ -1,0 +1,42 @@
+"""What every test runs under: fixed seeds, poisoned fresh memory, and a hypothesis profile that CI can repeat."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+for name, repeatable in (("dev", False), ("ci", True)):
+    settings.register_profile(
+        name,
+        deadline=None,
+        max_examples=25,
+        derandomize=repeatable,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fresh memory is NaN (or the largest integer), so an element nobody wrote cannot pass for a zero."""
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed_and_threads() -> None:
+    """The same global random numbers for every test, and one thread unless a test asks for more.
+
+    On tensors this small, two threads on a busy machine spend all their time waiting for each other.
+    """
+    torch.manual_seed(0)
+    torch.set_num_threads(1)

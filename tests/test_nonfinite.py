@@ -1,0 +1,73 @@
+"""Non-finite logits must show in the loss and in the gradient: GradScaler relies on it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from common import BACKENDS
+
+from lomix_fast import LoMixLoss, MixPlan, map_stats
+from lomix_fast.testing.cases import case, make_inputs
+
+backends = pytest.mark.parametrize("impl", BACKENDS)
+NAN, INF = float("nan"), float("inf")
+
+
+@backends
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("scale", [0, 1])
+def test_one_bad_logit_spoils_loss_and_gradient(scale: int, value: float, dtype: torch.dtype, impl: str) -> None:
+    logits = [torch.randn(2, 3, *n).to(dtype) for n in ((3, 4), (6, 8))]
+    logits[scale][1, 2, 1, 1] = value
+    logits = [z.requires_grad_() for z in logits]
+    criterion = LoMixLoss(3, 2, impl=impl)
+    loss = criterion(logits, torch.randint(3, (2, 6, 8)))
+    loss.backward()
+    assert not loss.isfinite()
+    assert not all(z.grad.isfinite().all() for z in logits)
+    assert not criterion.alpha.grad.isfinite().all()
+
+
+@backends
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("name", ["only_add", "only_mul", "only_cat", "only_awf", "finest_only", "volume"])
+def test_every_map_that_sees_a_bad_logit_is_bad(name: str, value: float, impl: str) -> None:
+    """Map by map: bad where plain PyTorch says so, and the other sample as if nothing had happened."""
+    one = case(name)
+    inputs = make_inputs(one)
+    clean, _ = map_stats(inputs.logits, inputs.target, one.plan, **inputs.parameters, impl=impl)
+    inputs.logits[-1][1, 0].view(-1)[3] = value
+    stats, _ = map_stats(inputs.logits, inputs.target, one.plan, **inputs.parameters, impl=impl)
+    plain, _ = map_stats(inputs.logits, inputs.target, one.plan, **inputs.parameters, impl="reference")
+    bad = ~plain.isfinite().all(2)
+    assert bad[1].any() and not bad[0].any()
+    assert torch.equal(~stats.isfinite().all(2), bad)
+    torch.testing.assert_close(stats[0], clean[0], rtol=1e-5, atol=1e-4)
+
+
+@backends
+def test_a_product_past_the_range_is_not_finite(impl: str) -> None:
+    logits = [torch.randn(1, 3, 4, 4) * 1e30 for _ in range(2)]
+    target = torch.randint(3, (1, 4, 4))
+    stats, _ = map_stats(logits, target, MixPlan.create(2, ("mul",), originals=()), impl=impl)
+    assert not stats[0, 0, 0].isfinite()
+
+
+@backends
+@pytest.mark.parametrize("grad", [NAN, INF])
+def test_a_bad_grad_of_the_loss_reaches_the_logits(grad: float, impl: str) -> None:
+    """GradScaler may overflow after the loss; the gradient must not come back clean."""
+    inputs = make_inputs(case("base")).requires_grad_()
+    stats, _ = map_stats(inputs.logits, inputs.target, case("base").plan, **inputs.parameters, impl=impl)
+    found = torch.autograd.grad(stats, inputs.logits, torch.full_like(stats, grad))
+    assert all(not g.isfinite().any() for g in found)
+
+
+@backends
+@pytest.mark.parametrize("supervision", ["last_layer", "deep_supervision", "mutation"])
+def test_a_bad_logit_shows_in_every_mode(supervision: str, impl: str) -> None:
+    logits = [torch.randn(1, 3, n, n) for n in (2, 4)]
+    logits[-1][0, 1, 2, 3] = NAN
+    loss = LoMixLoss(3, 2, supervision=supervision, impl=impl)(logits, torch.randint(3, (1, 4, 4)))
+    assert loss.isnan()
