@@ -23,6 +23,7 @@ import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 BUILDS = ("auto", "cpu", "cuda", "none")
@@ -121,8 +122,8 @@ def decide() -> tuple[Toolchain | None, str]:
 
 def _say_loudly(message: str) -> None:
     line = "*" * 100
-    print(f"{line}\n{message}.\nThe pure PyTorch backends work; LOMIX_FAST_BUILD=cpu makes this an error.\n{line}",
-          file=sys.stderr, flush=True)  # fmt: skip
+    rest = "The backends in plain PyTorch work. LOMIX_FAST_BUILD=cpu turns this warning into an error."
+    print(f"{line}\n{message}.\n{rest}\n{line}", file=sys.stderr, flush=True)
 
 
 # ---- what this machine has ----
@@ -145,15 +146,15 @@ def find_toolchain() -> Toolchain:
     return Toolchain(cxx, version, ninja, **torch_facts, capabilities=_usable_capabilities(cxx))
 
 
-def _find_torch() -> dict:
+def _find_torch() -> dict[str, Any]:
     try:
         import torch
         from torch.utils.cpp_extension import include_paths, library_paths
     except Exception as error:  # a broken torch raises anything from ImportError to OSError
         raise CannotBuild(
-            f"torch cannot be imported by the Python that builds it ({type(error).__name__}: {error}). An isolated "
-            "build hides the torch you have: pip install torch 'setuptools>=77' ninja, then "
-            "pip install --no-build-isolation lomix_fast's directory"
+            f"the Python that builds it cannot import torch ({type(error).__name__}: {error}); install torch, ninja "
+            "and setuptools >= 77 first, then build beside them: pip install --no-build-isolation . (an isolated "
+            "build hides an installed torch)"
         ) from error
     release = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
     if release < OLDEST_TORCH:
@@ -181,7 +182,9 @@ def _find_compiler() -> tuple[tuple[str, ...], str]:
         flags = ["-std=c++20", "-fPIC", "-fopenmp", "-shared", str(source), "-o", str(Path(scratch, "probe.so"))]
         complaint = _complaint([*cxx, *flags])
     if complaint is not None:
-        raise CannotBuild(f"the C++ compiler {shlex.join(cxx)!r} cannot build C++20 with OpenMP ({complaint}); {remedy}")
+        raise CannotBuild(
+            f"the C++ compiler {shlex.join(cxx)!r} cannot build C++20 with OpenMP ({complaint}); {remedy}"
+        )
     version = subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=False).stdout
     return cxx, version.partition("\n")[0]
 
@@ -200,10 +203,10 @@ def _complaint(command: list[str]) -> str | None:
 
 def _find_ninja() -> str:
     try:
-        from ninja import BIN_DIR  # the package; its directory need not be on PATH
+        from ninja import BIN_DIR as beside  # the package, whose directory need not be on PATH
     except ImportError:
-        BIN_DIR = None
-    found = (BIN_DIR and shutil.which("ninja", path=BIN_DIR)) or shutil.which("ninja")
+        beside = ""
+    found = shutil.which("ninja", path=beside) or shutil.which("ninja")
     if not found:
         raise CannotBuild("ninja was not found; pip install ninja")
     return found
@@ -264,11 +267,13 @@ def _werror() -> bool:
 def units(toolchain: Toolchain) -> list[tuple[str, str | None]]:
     """Return (source file, capability or None) in link order.
 
-    Of a weak symbol, such as a function template of the standard library, the linker keeps the first copy it meets. That
-    must be one compiled for every CPU: glue first, then the kernels from the baseline up.
+    Of a weak symbol, such as a function template of the standard library, the linker keeps the first copy it meets.
+    That must be one compiled for every CPU: glue first, then the kernels from the baseline up.
     """
     kernels = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/cpu/kernel_*.cpp"))
-    all_sources = [path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"))]
+    all_sources = [
+        path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"))
+    ]
     glue = sorted(set(all_sources) - set(kernels))
     if not kernels or not glue:
         raise BuildError(f"no C++ sources under {ROOT / 'csrc'}; the source tree is incomplete")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 _RECORD = Path(__file__).with_name("_build_info.json")  # written by setup.py, absent in a tree that was never built
+_REINSTALL = "run LOMIX_FAST_BUILD=cpu pip install --no-build-isolation --no-deps --force-reinstall . in its sources"
 
 
 def read() -> dict[str, str]:
@@ -32,12 +33,12 @@ def obstacle() -> str | None:
     """
     record = read()
     if "skipped" in record:
-        return f"the extension lomix_fast._C was not built: {record['skipped']}"
+        return f"the extension lomix_fast._C was not built: {record['skipped']}; to build it, {_REINSTALL}"
     built_for = record.get("torch")
     if built_for is not None and _release(built_for) != _release(torch.__version__):
         return (
             f"the extension lomix_fast._C was built for torch {built_for}, but this is torch {torch.__version__}; "
-            "reinstall lomix_fast with pip install --no-build-isolation --force-reinstall --no-deps"
+            f"to build it anew, {_REINSTALL}"
         )
     return None
 

@@ -32,15 +32,17 @@ def awf_rows(plan: MixPlan, sharing: str) -> tuple[int, list[int]]:
 
 
 def draw_cat(plan: MixPlan, num_classes: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Draw W [K, C, C] and b [S, C] as torch.nn.Conv2d(|S| * C, C, 1) draws them, float32 on CPU.
+    """Draw W [K, C, C] and b [S, C] as torch.nn.Conv2d(|S| * C, C, 1) draws them.
 
     Kaiming-uniform with a = sqrt(5) and its bias rule both come to U(-r, r) with r = 1 / sqrt(|S| * C).
-    `generator` None means the global one, as for every module that torch constructs.
+    `generator` None means the global one and torch's default device, as for every module that torch constructs; a
+    generator of one's own draws on its device.
     """
-    fan_in = torch.tensor([float(len(s) * num_classes) for s in plan.subsets])  # [S]
-    per_pair = torch.tensor([float(len(plan.subsets[s]) * num_classes) for s, _ in plan.pairs])  # [K]
-    weight = torch.rand(plan.num_pairs, num_classes, num_classes, generator=generator)
-    bias = torch.rand(plan.num_subsets, num_classes, generator=generator)
+    device = None if generator is None else generator.device
+    fan_in = torch.tensor([float(len(s) * num_classes) for s in plan.subsets], device=device)  # [S]
+    per_pair = torch.tensor([float(len(plan.subsets[s]) * num_classes) for s, _ in plan.pairs], device=device)  # [K]
+    weight = torch.rand(plan.num_pairs, num_classes, num_classes, generator=generator, device=device)
+    bias = torch.rand(plan.num_subsets, num_classes, generator=generator, device=device)
     return (2 * weight - 1) * per_pair.rsqrt().view(-1, 1, 1), (2 * bias - 1) * fan_in.rsqrt().view(-1, 1)
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backends import BACKENDS
-from .checks import check_logits, check_target
+from .checks import check_logits
 from .mixing import awf_rows, draw_cat
 from .official_checks import check_ce, check_choice, check_counts, check_dice, check_factor, check_operations
 from .official_names import OUR_NAME, fusion_key, fusion_positions, told_in_their_names
@@ -193,8 +193,7 @@ class CombinatorialMutationsLossModule(nn.Module):
                 return self._mixed_maps(maps, cat_weight, cat_bias)
             check_ce(ce_loss)
             check_dice(dice_loss, self.num_classes)
-            labels = check_target(label_batch, maps[0])
-            originals, mixes = self._losses(maps, labels, cat_weight, cat_bias)
+            originals, mixes = self._losses(maps, label_batch, cat_weight, cat_bias)
         original_weights, mix_weights = self._weights(originals)
         deep_supervision = (original_weights * originals).sum().reshape(1)
         mutation = (mix_weights * mixes).sum().reshape(1)
@@ -202,7 +201,7 @@ class CombinatorialMutationsLossModule(nn.Module):
         return final, deep_supervision, mutation
 
     def _losses(
-        self, maps: list[Tensor], labels: Tensor, cat_weight: Tensor | None, cat_bias: Tensor | None
+        self, maps: list[Tensor], labels: Any, cat_weight: Tensor | None, cat_bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Losses of the originals [original_num_maps] and of the mixtures [operations * subsets]."""
         parameters = self._parameters_of_mixes(maps[0], cat_weight, cat_bias)
@@ -219,7 +218,7 @@ class CombinatorialMutationsLossModule(nn.Module):
             self._map_losses(maps[: self.num_maps], labels, self._mixes, parameters),
         )
 
-    def _map_losses(self, maps: list[Tensor], labels: Tensor, plan: MixPlan, parameters: dict[str, Any]) -> Tensor:
+    def _map_losses(self, maps: list[Tensor], labels: Any, plan: MixPlan, parameters: dict[str, Any]) -> Tensor:
         stats, target_stats = map_stats(maps, labels, plan, impl=self.impl, **parameters)
         return map_losses(stats, target_stats, lambda_ce=self.lc1, lambda_dice=self.lc2, **RECIPE)
 

@@ -19,9 +19,9 @@ BACKENDS = [name for name, reason in available_backends().items() if reason is N
 COMPILED = [name for name in BACKENDS if name not in ("reference", "eager")]
 
 # What a backend may add to the error of plain PyTorch, relative to the largest number of its group: room for another
-# order of summation and for a vectorised exp that is good to 20 units in the last place, no more.
-STATS_TOLERANCE = {torch.float64: 1e-13, torch.float32: 4e-6}
-GRADIENT_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+# order of summation and another exp, and for gradients in a narrow dtype half a unit in its last place.
+STATS_TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6}
+GRADIENT_TOLERANCE = {torch.float64: 1e-13, torch.float32: 5e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
 
 @dataclass
@@ -102,7 +102,7 @@ def check_gradients(case: Case, got: Outcome) -> None:
         if not expected.numel():
             continue
         tolerance = GRADIENT_TOLERANCE[found.dtype] * conditioning(case)
-        scale = expected.abs().max().clamp(min=0.1)
+        scale = expected.abs().max().clamp(min=0.5)
         allowed = (plain.gradients[name].double() - expected).abs().max() + tolerance * scale
         bad = ~((found.double() - expected).abs() <= allowed)
         assert not bad.any(), _report(f"gradient of {name}", bad, found, expected, allowed.expand_as(expected))

@@ -59,8 +59,7 @@ def literal_map_losses(
             else:
                 assert awf_weight is not None and awf_bias is not None
                 scores = [
-                    (per_class(awf_weight[first_row + position], p) * p).sum(1)
-                    + awf_bias[first_row + position]
+                    (per_class(awf_weight[first_row + position], p) * p).sum(1) + awf_bias[first_row + position]
                     for position, p in enumerate(members)
                 ]
                 largest = torch.stack(scores).amax(0).detach()

@@ -46,11 +46,9 @@ def test_forward_and_backward(one: Case, impl: str) -> None:
     check_gradients(one, got)
 
 
-@cases()
+@cases(*(c.name for c in CASES if c.magnitude < 100))
 def test_plain_pytorch_itself_is_near_float64(one: Case) -> None:
     """The yardstick above is only worth something while plain PyTorch is accurate."""
-    if one.magnitude > 100:
-        pytest.skip("rounding of logits of 1e4 alone moves softmax")
     truth, plain = truth_of(one), plain_of(one)
     limit = 1e-12 if one.dtype == torch.float64 else 1e-5
     scale = truth.stats.abs().amax(dim=2, keepdim=True) if truth.stats.numel() else torch.ones(1)

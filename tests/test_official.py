@@ -41,9 +41,7 @@ def make(scales: int = 3, operations: list[str] | None = None, **options) -> Com
     return module
 
 
-def batch(
-    scales: int, axes: int = 2, dtype=torch.float64, native: bool = False
-) -> tuple[list[Tensor], Tensor]:
+def batch(scales: int, axes: int = 2, dtype=torch.float64, native: bool = False) -> tuple[list[Tensor], Tensor]:
     full = (6, 9, 4)[:axes]
     sizes = [[max(1, n - 2 * (scales - 1 - i)) for n in full] if native else full for i in range(scales)]
     maps = [2 * torch.randn(2, CLASSES, *size, dtype=dtype) for size in sizes]
@@ -200,9 +198,7 @@ def test_deep_supervision_leaves_the_mixtures_without_gradient():
     maps, target = batch(3)
     call(module, maps, target)[0].backward()
     without = {name for name, p in module.named_parameters() if p.grad is None}
-    assert without == {
-        name for name, _ in module.named_parameters() if not name.startswith("original_weights")
-    }
+    assert without == {name for name, _ in module.named_parameters() if not name.startswith("original_weights")}
 
 
 def test_one_op_call_per_forward(monkeypatch):
@@ -316,9 +312,7 @@ def test_trains_as_the_authors_trainer_drives_it():
     target = (image[:, 0] > 0).float() + (image[:, 0] > 1).float()
     history = []
     for _ in range(30):
-        final, deep, _ = module(
-            list(network(image).chunk(4, 1)), target, nn.CrossEntropyLoss(), DiceLoss(CLASSES)
-        )
+        final, deep, _ = module(list(network(image).chunk(4, 1)), target, nn.CrossEntropyLoss(), DiceLoss(CLASSES))
         optimizer.zero_grad()
         final.backward()
         optimizer.step()

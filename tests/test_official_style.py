@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import combinations
 
 import pytest
@@ -107,6 +108,27 @@ def test_one_wait_per_class_and_map(monkeypatch):
     assert count == 432
 
 
+def test_mixed_maps_live_until_the_total_is_known(monkeypatch):
+    loss, maps, target, weight, bias = setup(3, 2)
+    made, alive = [], []
+    mix, dice = loss._mix, loss.dice.forward
+
+    def remember(*args):
+        one = mix(*args)
+        made.append(weakref.ref(one))
+        return one
+
+    def count(*args, **options):
+        alive.append(sum(ref() is not None for ref in made))
+        return dice(*args, **options)
+
+    monkeypatch.setattr(loss, "_mix", remember)
+    monkeypatch.setattr(loss.dice, "forward", count)
+    with torch.no_grad():
+        loss(maps, target, weight, bias)
+    assert alive == [0, 0, 0, *range(1, 4 * 4 + 1)]
+
+
 def test_new_convolutions_at_every_call_from_the_global_generator():
     loss, maps, target, _, _ = setup(3, 2)
     totals = []
@@ -119,9 +141,7 @@ def test_new_convolutions_at_every_call_from_the_global_generator():
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_step_enlarges_native_logits(axes):
     loss, maps, target, weight, bias = setup(3, axes)
-    native = [
-        z.detach()[(..., *[slice(0, 2 + i)] * axes)].clone().requires_grad_() for i, z in enumerate(maps)
-    ]
+    native = [z.detach()[(..., *[slice(0, 2 + i)] * axes)].clone().requires_grad_() for i, z in enumerate(maps)]
     total = official_style_step(loss, native, target, weight, bias)
     losses = literal_map_losses(
         native,
@@ -141,9 +161,7 @@ def test_refusals():
     loss, maps, target, weight, _ = setup(2, 2)
     with pytest.raises(ValueError, match="maps: got 1 tensors, expected 2"):
         loss(maps[:1], target)
-    with pytest.raises(
-        ValueError, match=r"maps\[1\]: got size \(4, 6\), expected \(8, 6\).*official_style_step"
-    ):
+    with pytest.raises(ValueError, match=r"maps\[1\]: got size \(4, 6\), expected \(8, 6\).*official_style_step"):
         loss([maps[0], maps[1][:, :, :4]], target)
     with pytest.raises(ValueError, match="both or neither"):
         loss(maps, target, weight)

@@ -160,9 +160,7 @@ class OfficialStyleLoss(nn.Module):
             total = total + weights[m] * (self.lambda_ce * ce + self.lambda_dice * dice)
         return total
 
-    def _mix(
-        self, spec: MapSpec, members: list[Tensor], cat_weight: Tensor | None, cat_bias: Tensor | None
-    ) -> Tensor:
+    def _mix(self, spec: MapSpec, members: list[Tensor], cat_weight: Tensor | None, cat_bias: Tensor | None) -> Tensor:
         if spec.operator == "add":
             return sum(members[1:], start=members[0])
         if spec.operator == "mul":
@@ -221,8 +219,5 @@ def official_style_step(
         ValueError: as `OfficialStyleLoss.forward`.
     """
     full = tuple(target.shape[1:])
-    maps = [
-        F.interpolate(z, size=full, mode=_INTERPOLATION[z.dim() - 2], align_corners=False)
-        for z in native_logits
-    ]
+    maps = [F.interpolate(z, size=full, mode=_INTERPOLATION[z.dim() - 2], align_corners=False) for z in native_logits]
     return loss(maps, target, cat_weight, cat_bias)

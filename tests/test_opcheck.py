@@ -1,0 +1,136 @@
+"""The registered ops as torch.library and torch.compile see them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from common import BACKENDS, cotangent
+from torch import Tensor
+
+from lomix_fast import LoMixLoss, MixPlan, map_stats
+from lomix_fast.testing.cases import Case, case, make_inputs
+
+backends = pytest.mark.parametrize("impl", BACKENDS)
+THREE = case("linear_dice")
+CHECKED = (
+    THREE,
+    replace(THREE, name="half", dtype=torch.float16),
+    replace(THREE, name="bfloat16_mixed_strides", dtype=torch.bfloat16, layout="mixed"),
+    replace(THREE, name="double_labels_uint8", dtype=torch.float64, target_dtype=torch.uint8),
+    replace(THREE, name="no_parameters", operators=("add", "mul"), layout="channels_last"),
+    case("originals_only"),
+    case("finest_only"),
+    case("volume_thin"),
+    case("line_channels_last"),
+    case("empty_batch"),
+    case("classes_17"),
+    case("base_expanded"),
+)
+
+
+def arguments(one: Case, impl: str) -> tuple[object, ...]:
+    inputs = make_inputs(one)
+    return inputs.logits, inputs.target, *inputs.parameters.values(), one.plan.key, impl
+
+
+@backends
+@pytest.mark.parametrize("one", CHECKED, ids=lambda c: c.name)
+def test_forward_op(one: Case, impl: str) -> None:
+    torch.library.opcheck(torch.ops.lomix_fast.map_stats_forward.default, arguments(one, impl))
+
+
+@backends
+@pytest.mark.parametrize("one", CHECKED, ids=lambda c: c.name)
+def test_backward_op(one: Case, impl: str) -> None:
+    grad_stats = cotangent(one).to(torch.float64 if one.dtype == torch.float64 else torch.float32)
+    torch.library.opcheck(torch.ops.lomix_fast.map_stats_backward.default, (grad_stats, *arguments(one, impl)))
+
+
+@pytest.mark.parametrize("one", CHECKED, ids=lambda c: c.name)
+def test_fake_outputs_describe_the_real_ones(one: Case) -> None:
+    """Shapes, dtypes and strides on the meta device, where nothing is computed."""
+    inputs, fake = make_inputs(one), make_inputs(one)
+    fake.logits = [torch.empty_strided(z.shape, z.stride(), dtype=z.dtype, device="meta") for z in inputs.logits]
+    fake.target = inputs.target.to("meta")
+    parameters = {name: p if p is None else p.to("meta") for name, p in inputs.parameters.items()}
+    for z in (*fake.logits, *(p for p in parameters.values() if p is not None)):
+        z.requires_grad_()
+    inputs.requires_grad_()
+    outputs = map_stats(inputs.logits, inputs.target, one.plan, **inputs.parameters, impl="eager")
+    imagined = map_stats(fake.logits, fake.target, one.plan, **parameters, impl="eager")
+    real_grads = torch.autograd.grad(outputs[0].sum(), inputs.logits, allow_unused=True)
+    fake_grads = torch.autograd.grad(imagined[0].sum(), fake.logits, allow_unused=True)
+    for real, meta in zip((*outputs, *real_grads), (*imagined, *fake_grads), strict=True):
+        assert (real is None) == (meta is None)
+        if real is not None:
+            assert meta.device.type == "meta"
+            assert (real.shape, real.dtype, real.stride()) == (meta.shape, meta.dtype, meta.stride())
+
+
+def step(criterion: torch.nn.Module, run: object, logits: list[Tensor], target: Tensor) -> tuple[Tensor, ...]:
+    """Loss, gradients of logits, gradients of parameters."""
+    criterion.zero_grad()
+    leaves = [z.detach().clone().requires_grad_() for z in logits]
+    loss = run(leaves, target)
+    loss.backward()
+    return loss.detach(), *(z.grad for z in leaves), *(p.grad for p in criterion.parameters())
+
+
+def assert_same(a: tuple[Tensor | None, ...], b: tuple[Tensor | None, ...]) -> None:
+    for x, y in zip(a, b, strict=True):
+        assert (x is None) == (y is None)
+        if x is not None:
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+
+
+def draw(*sizes: tuple[int, ...], batch: int = 2) -> tuple[list[Tensor], Tensor]:
+    return [torch.randn(batch, 3, *n) for n in sizes], torch.randint(3, (batch, *sizes[-1]))
+
+
+@backends
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"supervision": "last_layer"},
+        {"supervision": "mutation"},
+        {"concat": "resampled", "weighting": "fixed"},
+        {"batch": False, "order": "fine_to_coarse", "awf_sharing": "scale"},
+    ],
+    ids=str,
+)
+def test_compile_in_one_graph(options: dict[str, object], impl: str) -> None:
+    torch._dynamo.reset()
+    criterion = LoMixLoss(3, 2, impl=impl, **options)
+    logits, target = draw((3, 4), (6, 8))
+    if criterion.order == "fine_to_coarse":
+        logits.reverse()
+    state = None if criterion._generator is None else criterion._generator.get_state()
+    expected = step(criterion, criterion, logits, target)
+    if state is not None:
+        criterion._generator.set_state(state)
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    assert_same(step(criterion, compiled, logits, target), expected)
+
+
+@backends
+def test_compile_with_sizes_that_vary(impl: str) -> None:
+    torch._dynamo.reset()
+    criterion = LoMixLoss(3, 2, impl=impl)
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager", dynamic=True)
+    graphs = torch._dynamo.utils.counters["stats"]
+    for batch, coarse, fine in ((2, (3, 4), (6, 8)), (3, (2, 5), (7, 9)), (4, (4, 3), (10, 6))):
+        logits, target = draw(coarse, fine, batch=batch)
+        assert_same(step(criterion, compiled, logits, target), step(criterion, criterion, logits, target))
+        assert graphs["unique_graphs"] == 1, "a new size compiled a new graph"
+
+
+def test_compile_map_stats_alone() -> None:
+    torch._dynamo.reset()
+    plan = MixPlan.create(2, ("add", "mul"))
+    logits, target = draw((3, 4), (6, 8))
+    compiled = torch.compile(lambda z, y: map_stats(z, y, plan), fullgraph=True, backend="aot_eager")
+    for found, expected in zip(compiled(logits, target), map_stats(logits, target, plan), strict=True):
+        torch.testing.assert_close(found, expected)
