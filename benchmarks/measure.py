@@ -22,8 +22,8 @@ class Measurement:
 
     Attributes:
         case, contender: of whom.
-        direction: "forward", "backward", "step" (both, of the same repetition), "memory", or "first_step" (one time, from
-            cold, compilation included where there is any and no cache of the compiler has it already).
+        direction: "forward", "backward", "step" (both, of the same repetition), "memory", or "first_step" (one time,
+            from cold, compilation included where there is any and no cache of the compiler has it already).
         p20_ms, p50_ms, p80_ms: percentiles over the repetitions; None for memory.
         n: repetitions.
         extra_peak_mib: for "memory", else None.

@@ -73,6 +73,4 @@ def make_problem(case: Case, seed: int = 0) -> Problem:
     rows = awf_rows(plan, "size")[0]  # never more than the K pairs that make_inputs draws for
     awf_weight = None if inputs.awf_weight is None else inputs.awf_weight[:rows].clone()
     awf_bias = None if inputs.awf_bias is None else inputs.awf_bias[:rows].clone()
-    return Problem(
-        case, inputs.logits, inputs.target, alpha, inputs.cat_weight, inputs.cat_bias, awf_weight, awf_bias
-    )
+    return Problem(case, inputs.logits, inputs.target, alpha, inputs.cat_weight, inputs.cat_bias, awf_weight, awf_bias)

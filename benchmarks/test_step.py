@@ -1,7 +1,7 @@
 """The same cases and contenders under pytest-benchmark: `python -m pytest benchmarks`.
 
-For quick looks, comparing two commits (--benchmark-autosave, --benchmark-compare) and CI. All contenders share one process
-here and run one after the other, so ratios between them are `python -m benchmarks`'s business.
+For quick looks and for comparing two commits (--benchmark-autosave, --benchmark-compare). All contenders share one
+process here and run one after the other, so fair ratios between them come from `python -m benchmarks`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
+import torch
 from torch import Tensor
 
 from benchmarks import gate
@@ -39,7 +40,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def timed(benchmark, name: str):
     benchmark.group = CASE.name
-    benchmark.extra_info |= {"contender": name, **machine(_threads())}
+    benchmark.extra_info |= {"contender": name, **machine(torch.get_num_threads())}
     return benchmark
 
 
@@ -61,9 +62,3 @@ def test_backward(timed, name: str) -> None:
 def test_step(timed, name: str) -> None:
     one = prepared(name)
     timed.pedantic(lambda: one.loss().backward(), setup=one.clear, rounds=ROUNDS, warmup_rounds=1)
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()

@@ -49,8 +49,8 @@ class _Session:
     def errors(self) -> dict[str, float]:
         """Errors on the small case; also the tiny warm-up that wakes threads and loads code before memory is measured.
 
-        At full size nothing may have run before: a scratch buffer that an implementation allocates in its first call and
-        keeps is part of what it needs.
+        At full size nothing may have run before: a scratch buffer that an implementation allocates in its first call
+        and keeps is part of what it needs.
         """
         return gate.errors(self._contender, self._one.small)
 

@@ -205,7 +205,8 @@ class LoMixLoss(nn.Module):
             weight, bias = draw_cat(self.plan, self.num_classes)
             self.cat_weight, self.cat_bias = nn.Parameter(weight), nn.Parameter(bias)
         elif self.plan.uses_cat:
-            seed = int(torch.randint(2**62, (), device="cpu"))  # so that torch.manual_seed before construction fixes the draws
+            # From the global generator, so that torch.manual_seed before construction fixes the draws.
+            seed = int(torch.randint(2**62, (), device="cpu"))
             self._generator = torch.Generator().manual_seed(seed)
         if self.plan.uses_awf:
             weight, bias = draw_awf(rows, self.num_classes)

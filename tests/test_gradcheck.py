@@ -100,7 +100,9 @@ def test_lomix_loss(mode: str, impl: str) -> None:
     target = torch.randint(3, (2, 3, 4))
     for parameter in criterion.parameters():
         torch.nn.init.normal_(parameter)
-    names, parameters = zip(*criterion.named_parameters(), strict=True) if list(criterion.parameters()) else ((), ())
+    names, parameters = (
+        zip(*criterion.named_parameters(), strict=True) if list(criterion.parameters()) else ((), ())
+    )
 
     def loss_of(*tensors: Tensor) -> Tensor:
         values = dict(zip(names, tensors[len(used) :], strict=True))

@@ -21,7 +21,11 @@ ALL = ("add", "mul", "cat", "awf")
 def test_counts(scales: int, subsets: int, pairs: int, maps: int) -> None:
     plan = MixPlan.create(scales)
     assert (plan.num_subsets, plan.num_pairs, plan.num_maps) == (subsets, pairs, maps)
-    assert len(plan.subsets) == subsets and len(plan.pairs) == pairs and len(plan.maps) == len(plan.map_names) == maps
+    assert (
+        len(plan.subsets) == subsets
+        and len(plan.pairs) == pairs
+        and len(plan.maps) == len(plan.map_names) == maps
+    )
 
 
 def test_order_of_everything_written_out_for_three_scales() -> None:
@@ -76,7 +80,9 @@ def test_uses_cat_and_awf_only_when_there_is_a_subset() -> None:
 @pytest.mark.parametrize("squared", [True, False])
 @pytest.mark.parametrize("originals", [None, (1,), ()])
 @pytest.mark.parametrize("operators", [ALL, ("cat", "add")])
-def test_key_round_trips(operators: tuple[str, ...], originals: tuple[int, ...] | None, squared: bool) -> None:
+def test_key_round_trips(
+    operators: tuple[str, ...], originals: tuple[int, ...] | None, squared: bool
+) -> None:
     plan = MixPlan.create(3, operators, originals, squared)
     assert MixPlan.from_key(plan.key) is plan
     other = MixPlan.create(3, operators, originals, not squared)

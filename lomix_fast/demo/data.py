@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +11,10 @@ from torch import Tensor
 
 CLASS_NAMES = ("background", "grey matter", "white matter")
 NOTE = (
-    "One template brain, the average of 152 people: held-out slices come from the same head, so the Dice below "
-    "shows that the loss trains a network, not how accurate one would be on patients."
+    "This is one template brain, the average of 152 people, and the held-out slices come from the same head: "
+    "the Dice values show that a network learns with this loss, not how accurate it would be on patients."
 )
 
-_NEEDED = ("nilearn", "matplotlib", "tqdm")  # what the "demo" extra brings beyond torch
 _ALIGN = 16  # slice sizes are multiples of this, so that every level of the U-Net halves evenly
 
 
@@ -47,22 +45,7 @@ class Brain:
     resolution: int
 
 
-def check_packages() -> None:
-    """Check that what the demo needs beyond torch is installed, without importing it.
-
-    Raises:
-        ModuleNotFoundError: one is missing; the message names it and the pip extra that brings it.
-    """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"the demo needs {', '.join(missing)}, not installed here; run: pip install 'lomix_fast[demo]'"
-        )
-
-
-def split_blocks(
-    count: int, *, period: int = 30, held_out: int = 6, gap: int = 4
-) -> tuple[list[int], list[int]]:
+def split_blocks(count: int, period: int = 30, held_out: int = 6, gap: int = 4) -> tuple[list[int], list[int]]:
     """Split neighbouring slices into training and held-out blocks with unused slices between them.
 
     Every `period` slices hold, in this order: training, gap, held-out, gap. Slices a few mm apart look alike,
@@ -103,13 +86,12 @@ def load_brain(resolution: int = 1) -> Brain:
         resolution: edge of a voxel in mm; 1 is the template's own.
 
     Raises:
-        ModuleNotFoundError: a package is missing, see `check_packages`.
+        ModuleNotFoundError: nilearn is missing; `lomix_fast.demo.cli.check_packages` says how to get it.
         ValueError: a resolution so coarse that no slice is left to test on.
 
     Source: ICBM152 2009 (Fonov et al. 2011) through nilearn.datasets.load_mni152_template, _gm_ and _wm_template.
     """
-    check_packages()
-    from nilearn import datasets  # here, not above: it takes seconds and only the demo needs it
+    from nilearn import datasets  # not at the top: it takes seconds to import
 
     loaders = (
         datasets.load_mni152_template,
@@ -126,8 +108,7 @@ def load_brain(resolution: int = 1) -> Brain:
     t1, labels = (_cut(volume, x_box, y_box, numbers) for volume in (t1, labels))  # [N, H, W]
 
     mm = volumes[0].affine[2, 2] * numbers + volumes[0].affine[2, 3]
-    thick = max(1, round(resolution))
-    sets = split_blocks(len(numbers), period=30 // thick, held_out=6 // thick, gap=4 // thick)
+    sets = split_blocks(len(numbers), 30 // resolution, 6 // resolution, 4 // resolution)
     brain = t1[sets[0]][labels[sets[0]] > 0]  # statistics of training slices only
     scaled = ((t1 - brain.mean()) / brain.std()).clip(-4, 4)  # the empty outside would be at -7
     chosen = [

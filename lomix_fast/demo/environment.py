@@ -7,19 +7,20 @@ import platform
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import __version__
 
 
-def environment() -> dict[str, str | int | None]:
+def environment() -> dict[str, Any]:
     """Describe this machine and this installation.
 
     Returns:
         Plain values: package, commit (None outside a checkout; ends in "-dirty" when files differ from it), python,
-        torch, platform, cpu, cpu_capability (vector instructions torch uses), cores (this process may use), threads (torch
-        uses), date (UTC).
+        torch, platform, cpu, cpu_capability (vector instructions torch uses), cores (this process may use), threads
+        (torch uses), openmp (variables that change how threads wait), date (UTC).
     """
     return {
         "package": __version__,
@@ -31,6 +32,7 @@ def environment() -> dict[str, str | int | None]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "openmp": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("OMP_", "GOMP_", "KMP_"))},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -54,7 +56,5 @@ def _commit(package: Path) -> str | None:
 
 
 def _git(directory: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=directory, capture_output=True, text=True, check=True, timeout=20
-    )
+    done = subprocess.run(["git", *arguments], cwd=directory, capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()

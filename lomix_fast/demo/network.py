@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,7 @@ class SmallUNet(nn.Module):
             _Block(inside, outside) for inside, outside in zip((1, *widths[:-1]), widths, strict=True)
         )
         rising = list(reversed(widths))  # coarsest first
-        self.decoder = nn.ModuleList(
-            _Block(below + skip, skip) for below, skip in zip(rising[:-1], rising[1:], strict=True)
-        )
+        self.decoder = nn.ModuleList(_Block(below + skip, skip) for below, skip in pairwise(rising))
         self.heads = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in rising[1:])
 
     def forward(self, images: Tensor) -> list[Tensor]:

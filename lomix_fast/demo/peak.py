@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import sys
@@ -34,10 +35,8 @@ def extra_peak_mib(work: Callable[[], object]) -> float:
         return (_highest_elsewhere() - before) / 2**20
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
-    try:
+    with contextlib.suppress(OSError):  # some containers forbid it; see above
         _CLEAR.write_text("5")  # set VmHWM back to what is resident now
-    except OSError:
-        pass  # some containers forbid it; see above
     before = _linux_kib("VmRSS")
     work()
     return (_linux_kib("VmHWM") - before) / 2**10

@@ -37,9 +37,9 @@ def draw_segmentation(path: Path, data: SliceSet, prediction: Tensor, columns: i
     axes = figure.subplots(3, len(rows), squeeze=False)
     for column, i in enumerate(rows):
         scores = list(dice(prediction[i], data.labels[i]).values())
-        axes[0, column].imshow(data.images[i, 0], cmap="gray", vmin=-4, vmax=2.5)
+        axes[0, column].imshow(data.images[i, 0].numpy(), cmap="gray", vmin=-4, vmax=2.5)
         for row, labels in ((1, data.labels[i]), (2, prediction[i])):
-            axes[row, column].imshow(labels, cmap=colours, vmin=0, vmax=2, interpolation="nearest")
+            axes[row, column].imshow(labels.numpy(), cmap=colours, vmin=0, vmax=2, interpolation="nearest")
         axes[0, column].set_title(f"z = {data.heights[i]:+.0f} mm", fontsize=10)
         axes[2, column].set_xlabel(f"Dice GM {scores[0]:.3f}\nWM {scores[1]:.3f}", fontsize=9)
     for row, name in enumerate(("T1 image", "truth", "prediction")):

@@ -14,9 +14,10 @@ from ..backends import available_backends, choose
 from ..loss import LoMixLoss
 from . import report
 from .compare import Case, compare
-from .data import CLASS_NAMES, NOTE, Brain, check_packages, load_brain, spread
+from .data import CLASS_NAMES, NOTE, Brain, load_brain, spread
 from .environment import environment
 from .network import FACTORS, SmallUNet
+from .plots import draw_segmentation, draw_weights
 from .train import dice, predict, train
 
 
@@ -67,12 +68,10 @@ def run_demo(settings: Settings, out: Path) -> dict[str, Any]:
         What report.json holds.
 
     Raises:
-        ModuleNotFoundError: a package of the demo extra is missing; checked before anything runs.
-        ArithmeticError: the loss stopped being finite, or fused and official-style loss disagree.
+        ArithmeticError: the loss stopped being finite, or fused and official-style loss disagree; report.json
+            does not exist then.
+        RuntimeError: a process that measures memory failed.
     """
-    check_packages()
-    from .plots import draw_segmentation, draw_weights  # here, not above: needs matplotlib
-
     begin = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").unlink(missing_ok=True)  # a report beside a failed run would be that of another one
@@ -115,7 +114,7 @@ def run_demo(settings: Settings, out: Path) -> dict[str, Any]:
     report.say_learned(result)
     result |= compare(_case(network, criterion, brain, settings.batch), settings.pairs)
     report.say_comparison(result)
-    result |= {"environment": environment(), "seconds": time.perf_counter() - begin}
+    result |= {"meaning": report.MEANING, "environment": environment(), "seconds": time.perf_counter() - begin}
     (out / "report.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     report.say_end(result, out)
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def train(
     Raises:
         FloatingPointError: the loss stopped being finite.
     """
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": list(network.parameters())},
         {"params": list(criterion.parameters()), "weight_decay": 0.0},
     ]

@@ -1,0 +1,248 @@
+"""The benchmark harness: what it writes, and that it refuses to write for wrong results. No time is judged here."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not installed
+
+from benchmarks import gate
+from benchmarks.__main__ import main
+from benchmarks.cases import CASES, STANDARD, official_style_bytes, official_style_maps, shrunk
+from benchmarks.contenders import CONTENDERS, contender
+from benchmarks.measure import Measurement, percentiles
+from benchmarks.plain import plain_loss
+from benchmarks.problem import make_problem
+from benchmarks.promises import PROMISES, Faster, PeakAtMost, needed
+from benchmarks.results import COLUMNS, machine, row
+from benchmarks.table import table
+from benchmarks.worker import Worker
+
+SYNAPSE, PATCH = CASES["synapse2d"].case, CASES["patch3d"].case
+TINY = CASES["tiny3d"]
+NEEDS_FUSED = pytest.mark.skipif(CONTENDERS["fused"].why_not() is not None, reason="the fused kernel is not built")
+
+WRONG = """
+import os
+from dataclasses import replace
+from benchmarks.contenders import CONTENDERS, Prepared
+
+plain = CONTENDERS["plain"]
+
+def off_by_a_permille(problem):
+    right = plain.prepare(problem)
+    return Prepared(lambda: right.loss() * 1.001, right.leaves)
+
+def dies(problem):
+    os._exit(3)
+
+wrong = replace(plain, prepare=off_by_a_permille)
+dying = replace(plain, prepare=dies)
+"""
+
+
+@pytest.fixture
+def others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to import contenders from."""
+    (tmp_path / "others.py").write_text(WRONG)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("others", None)
+
+
+def test_a_run_writes_every_column_and_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "figures.csv"
+    arguments = ["--cases", "tiny3d", "--contenders", "plain,eager", "--rounds", "2", "--threads", "1"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    directions = ("forward", "backward", "step", "first_step", "memory")
+    assert [(r["contender"], r["direction"]) for r in rows] == [(c, d) for c in ("plain", "eager") for d in directions]
+    for r in rows:
+        empty = {name for name, value in r.items() if value == ""} - {"triton", "commit"}
+        if r["direction"] == "memory":
+            assert empty == {"p20_ms", "p50_ms", "p80_ms"}
+        else:
+            assert empty == {"extra_peak_mib"}
+            assert 0 < float(r["p20_ms"]) <= float(r["p50_ms"]) <= float(r["p80_ms"])
+        assert r["n"] == ("2" if r["direction"] in directions[:3] else "1")
+    assert {r["spatial"] for r in rows} == {"6x7x8"} and {r["native_scales"] for r in rows} == {"2x3x2 3x4x4 6x7x8"}
+    assert {(r["B"], r["C"], r["L"], r["dtype"], r["threads"]) for r in rows} == {("2", "3", "3", "float32", "1")}
+    printed = capsys.readouterr().out
+    assert "times as much as plain" in printed and "gate  eager" in printed
+
+
+def test_a_wrong_contender_turns_the_gate_red(others: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = others / "figures.csv"
+    arguments = ["--cases", "tiny3d", "--contenders", "plain,others:wrong", "--rounds", "1", "--threads", "1"]
+    assert main([*arguments, "--out", str(out)]) == 1
+    told = capsys.readouterr()
+    assert "RED GATE: others:wrong on tiny3d_small: loss is off by 1.00e-03" in told.err
+    assert not out.exists() and " ms" not in told.out and "round" not in told.out
+
+
+def test_a_contender_that_dies_is_named(others: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = others / "figures.csv"
+    assert main(["--cases", "tiny3d", "--contenders", "others:dying", "--rounds", "1", "--out", str(out)]) == 1
+    assert "others:dying: its process ended during 'errors' with exit code 3" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--cases", "nobody"], "--cases: got 'nobody', expected names out of synapse2d"),
+        (["--contenders", "nobody"], "contenders: got 'nobody', expected names out of fused"),
+        (["--contenders", "math:pi"], "a float; expected a benchmarks Contender"),
+        (["--contenders", "no_such_module:x"], "cannot be imported"),
+        (["--rounds", "0"], "expected at least 1"),
+        (["--cases", "patch3d", "--contenders", "official"], "none is left for patch3d"),
+    ],
+)
+def test_wrong_usage_is_refused_before_anything_runs(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["plain", "eager", "official", pytest.param("fused", marks=NEEDS_FUSED)])
+@pytest.mark.parametrize("case", [CASES[n] for n in STANDARD], ids=lambda one: one.name)
+def test_contenders_agree_with_the_definition(name: str, case) -> None:
+    gate.check(name, case.small, gate.errors(contender(name), case.small))
+
+
+def test_the_gate_sees_a_gradient_that_is_wrong_missing_or_not_finite() -> None:
+    good = gate.errors(CONTENDERS["plain"], TINY.small)
+    assert set(good) == {"loss", *make_problem(TINY.small).leaves}
+    gate.check("one", TINY.small, good)
+    for bad in (2e-4, float("inf")):
+        with pytest.raises(gate.GateError, match=r"cat_weight is off by .* allowed 1e-04"):
+            gate.check("one", TINY.small, good | {"cat_weight": bad})
+    assert gate._error(None, torch.ones(2)) == float("inf")
+    assert gate._error(torch.ones(3), torch.ones(2)) == float("inf")
+    assert gate._error(torch.full((2,), float("nan")), torch.ones(2)) == float("inf")
+
+
+def test_contenders_that_disagree_at_full_size_are_refused() -> None:
+    one = {"loss": 10.0, "alpha": 1.0}
+    gate.check_agreement(TINY.case, {"a": one, "b": {"loss": 10.0001, "alpha": 1.0001}})
+    for other in ({"loss": 10.01, "alpha": 1.0}, {"loss": 10.0, "alpha": 1.01}, {"loss": 10.0}):
+        with pytest.raises(gate.GateError, match="b on tiny3d"):
+            gate.check_agreement(TINY.case, {"a": one, "b": other})
+
+
+def test_plain_keeps_no_more_maps_than_a_careful_person_needs() -> None:
+    """The opponent is honest: two full-size maps for each supervised one, and little else."""
+    case = replace(shrunk(SYNAPSE, 56), native=((56, 56),) * 4)
+    problem = make_problem(case).requires_grad_()
+    known = {t.untyped_storage().data_ptr() for t in [*problem.leaves.values(), problem.target]}
+    sizes: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in known:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            alive.append(tensor)
+        return tensor
+
+    values = (problem.alpha, problem.cat_weight, problem.cat_bias, problem.awf_weight, problem.awf_bias)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        plain_loss(problem.logits, problem.target, case.plan, problem.row_of_pair, *values)
+    maps = sum(sizes.values()) / (case.batch * case.classes * case.pixels * 4)
+    assert maps < 2 * case.plan.num_maps + 24
+
+
+def test_official_style_estimate_is_the_published_one() -> None:
+    subsets = {4: 11, 5: 26}
+    assert round(official_style_maps(4, 9) - 4 * subsets[4]) == 209
+    assert round(official_style_maps(5, 9) - 4 * subsets[5]) == 508
+    assert official_style_bytes(5, 14, 4, 96**3) / 2**30 == pytest.approx(112, abs=1)
+    assert official_style_bytes(4, 9, 1, 96**3) / 2**30 == pytest.approx(7.5, abs=0.01)
+    assert CONTENDERS["official"].estimate(PATCH) == official_style_bytes(4, 9, 1, 96**3)
+
+
+def test_standard_cases_are_those_of_the_promises() -> None:
+    assert (SYNAPSE.batch, SYNAPSE.classes, SYNAPSE.full) == (6, 9, (224, 224))
+    assert SYNAPSE.native == ((7, 7), (14, 14), (28, 28), (56, 56))
+    assert (PATCH.batch, PATCH.classes, PATCH.full) == (1, 9, (96, 96, 96))
+    assert PATCH.native == ((12,) * 3, (24,) * 3, (48,) * 3, (96,) * 3)
+    for one in CASES.values():
+        assert (one.small.classes, len(one.small.native)) == (one.case.classes, len(one.case.native))
+        assert one.small.batch * one.small.pixels < 10_000
+    assert shrunk(SYNAPSE, 64).native == ((2, 2), (4, 4), (7, 7), (14, 14))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is exact on Linux alone")
+def test_peak_memory_is_that_of_the_step(others: Path) -> None:
+    """Plain needs what it is estimated to; a worker's inputs and a second worker's memory do not count."""
+    one = replace(TINY, case=replace(TINY.case, full=(48, 48, 48), native=((12,) * 3, (24,) * 3, (48,) * 3)))
+    map_mib = one.case.batch * one.case.classes * one.case.pixels * 4 / 2**20
+    with Worker("plain", one, 1) as worker:
+        worker.errors()
+        peak = worker.memory().extra_peak_mib
+        assert len(worker.repetitions(2)) == 2
+    assert 2 * 19 * map_mib < peak < 1.1 * CONTENDERS["plain"].estimate(one.case) / 2**20
+
+
+def test_percentiles() -> None:
+    assert percentiles([float(i) for i in range(11)]) == (2.0, 5.0, 8.0)
+    assert percentiles([3.0]) == (3.0, 3.0, 3.0)
+
+
+def figures(fused_ms: float, official_ms: float, mib: float) -> list[Measurement]:
+    found = []
+    for name, ms in (("fused", fused_ms), ("official", official_ms)):
+        for direction in ("forward", "backward", "step", "first_step"):
+            found.append(Measurement(SYNAPSE, name, direction, 5, ms, ms, ms))
+        found.append(Measurement(SYNAPSE, name, "memory", 1, extra_peak_mib=mib))
+    return found
+
+
+@pytest.mark.parametrize(
+    "fused_ms, mib, kept", [(100.0, 64.0, (True, True)), (101.0, 64.1, (False, False)), (50.0, 65.0, (True, False))]
+)
+def test_promises(fused_ms: float, mib: float, kept: tuple[bool, bool]) -> None:
+    promises = Faster("synapse2d", "official", 8), PeakAtMost("synapse2d", 64)
+    verdicts = [p.judge(figures(fused_ms, 800.0, mib)) for p in promises]
+    assert tuple(v.kept for v in verdicts) == kept
+    assert not any(p.judge([]).kept for p in PROMISES), "what was not measured is not kept"
+
+
+def test_every_promise_is_about_a_case_and_contenders_there_are() -> None:
+    assert {p.case for p in PROMISES} <= set(CASES)
+    assert needed("synapse2d") == ("fused", "official") and needed("patch3d") == ("fused",)
+    assert all(name in CONTENDERS for p in PROMISES for name in p.contenders)
+
+
+def test_check_judges_and_its_exit_status_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--check", "--cases", "synapse2d", "--contenders", "official", "--out", str(tmp_path / "figures.csv")]
+    for fused_ms, status, line in ((50.0, 0, "pass  synapse2d: step"), (200.0, 1, "FAIL  synapse2d: step")):
+        monkeypatch.setattr("benchmarks.__main__.measure", lambda *_, ms=fused_ms, **__: figures(ms, 800.0, 10.0))
+        assert main(arguments) == status
+        told = capsys.readouterr().out
+        assert line in told and "pass  synapse2d: extra peak memory of fused at most 64 MiB: 10.0 MiB" in told
+
+
+def test_table_compares_with_fused() -> None:
+    lines = table(figures(50.0, 800.0, 10.0)).splitlines()
+    assert lines[1].endswith("fused") and len(lines) == 5
+    assert "16.00" in lines[4] and "1.00" in lines[3]
+
+
+def test_rows_hold_the_machine() -> None:
+    common = machine(3)
+    assert set(row(figures(1.0, 2.0, 3.0)[0], common)) == set(COLUMNS)
+    assert common["threads"] == 3 and common["torch"] == torch.__version__
