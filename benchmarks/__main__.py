@@ -105,7 +105,7 @@ def _contenders_of(one: BenchmarkCase, given: argparse.Namespace) -> tuple[str, 
         if obstacle is not None:
             raise ValueError(f"--contenders: {name} cannot run here: {obstacle}. Name the others to go without it")
         estimate = row.estimate(one.case)
-        if estimate > HEAVY_BYTES and False:
+        if estimate > HEAVY_BYTES and not given.include_heavy:
             _say(f"{one.name}: {name} left out, it needs about {estimate / 2**30:.1f} GiB; --include-heavy runs it")
         elif estimate > _available_bytes():
             _say(f"{one.name}: {name} left out, it needs about {estimate / 2**30:.1f} GiB and less is free")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -59,13 +59,13 @@ def _gradients(stats: Tensor, inputs: Inputs, grad_stats: Tensor) -> dict[str, T
     return {name: g for name, g in zip(named, found, strict=True) if g is not None}
 
 
-@lru_cache(maxsize=None)
+@cache
 def truth_of(case: Case) -> Outcome:
     """The reference in float64 under autograd, from the very numbers that the case holds in its own dtype."""
     return _run_plain(case, make_inputs(case).to(torch.float64).requires_grad_())
 
 
-@lru_cache(maxsize=None)
+@cache
 def plain_of(case: Case) -> Outcome:
     """Plain PyTorch at the dtype of the case: the error that nobody may exceed by much."""
     return _run_plain(case, make_inputs(case).requires_grad_())
@@ -89,9 +89,7 @@ def check_stats(case: Case, got: Outcome) -> None:
         error = (got.stats[:, :, columns] - expected).abs()
         allowed = (plain.stats[:, :, columns] - expected).abs().amax(2, keepdim=True) + tolerance * scale
         bad = ~(error <= allowed)
-        assert not bad.any(), _report(
-            f"stats group {group}", bad, got.stats[:, :, columns], expected, allowed
-        )
+        assert not bad.any(), _report(f"stats group {group}", bad, got.stats[:, :, columns], expected, allowed)
 
 
 def check_gradients(case: Case, got: Outcome) -> None:
@@ -104,15 +102,11 @@ def check_gradients(case: Case, got: Outcome) -> None:
         if not expected.numel():
             continue
         tolerance = GRADIENT_TOLERANCE[found.dtype] * conditioning(case)
-        summed = (
-            case.pixels * case.batch / expected.numel()
-        )  # pixels of full size that one entry gathers, about
+        summed = case.pixels * case.batch / expected.numel()  # pixels of full size that one entry gathers, about
         scale = expected.abs().max().clamp(min=max(0.5, 0.1 * summed))
         allowed = (plain.gradients[name].double() - expected).abs().max() + tolerance * scale
         bad = ~((found.double() - expected).abs() <= allowed)
-        assert not bad.any(), _report(
-            f"gradient of {name}", bad, found, expected, allowed.expand_as(expected)
-        )
+        assert not bad.any(), _report(f"gradient of {name}", bad, found, expected, allowed.expand_as(expected))
 
 
 def _report(what: str, bad: Tensor, got: Tensor, expected: Tensor, allowed: Tensor) -> str:

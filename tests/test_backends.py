@@ -76,9 +76,7 @@ def test_gradients_have_dtype_and_strides_of_their_inputs(one: Case, impl: str) 
 
 
 @backends
-@pytest.mark.parametrize(
-    "layout", ["contiguous", "channels_last", "sliced", "expanded", "transposed", "mixed"]
-)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "expanded", "transposed", "mixed"])
 def test_strides_do_not_change_the_result(layout: str, impl: str) -> None:
     """The same numbers in other strides give the same statistics, and the same gradient where they share memory."""
     one = replace(case("base"), layout=layout)
@@ -196,9 +194,7 @@ def test_the_finest_scale_alone_asks_for_its_gradient(impl: str) -> None:
 def test_without_autograd(context: type, impl: str) -> None:
     inputs = make_inputs(case("base"))
     with context():
-        stats, target_stats = map_stats(
-            inputs.logits, inputs.target, case("base").plan, **inputs.parameters, impl=impl
-        )
+        stats, target_stats = map_stats(inputs.logits, inputs.target, case("base").plan, **inputs.parameters, impl=impl)
     assert not stats.requires_grad and not target_stats.requires_grad
     torch.testing.assert_close(stats, run_backend(case("base"), impl).stats, rtol=1e-5, atol=1e-4)
 
@@ -237,9 +233,7 @@ def test_one_class_has_nothing_to_learn(impl: str) -> None:
 @backends
 def test_half_logits_of_16_stay_finite(impl: str) -> None:
     logits = [torch.full((1, 2, 3, 3), 16.0, dtype=torch.float16, requires_grad=True) for _ in range(4)]
-    stats, _ = map_stats(
-        logits, torch.zeros(1, 3, 3, dtype=torch.uint8), MixPlan.create(4, ("mul",)), impl=impl
-    )
+    stats, _ = map_stats(logits, torch.zeros(1, 3, 3, dtype=torch.uint8), MixPlan.create(4, ("mul",)), impl=impl)
     stats[:, :, 1:].sum().backward()
     assert stats.isfinite().all() and stats.dtype == torch.float32
     assert all(z.grad is not None and z.grad.isfinite().all() for z in logits)
@@ -247,10 +241,7 @@ def test_half_logits_of_16_stay_finite(impl: str) -> None:
 
 def exactly_saturated() -> tuple[list[Tensor], Tensor]:
     """Logits of +-1e4: class 0 wins everywhere, the label is class 1, and exp of anything would overflow."""
-    logits = [
-        torch.tensor([1e4, -1e4, -1e4]).view(1, 3, 1, 1).expand(1, 3, *n).contiguous()
-        for n in ((2, 2), (4, 4))
-    ]
+    logits = [torch.tensor([1e4, -1e4, -1e4]).view(1, 3, 1, 1).expand(1, 3, *n).contiguous() for n in ((2, 2), (4, 4))]
     return logits, torch.ones(1, 4, 4, dtype=torch.int64)
 
 
@@ -278,9 +269,7 @@ def test_saturated_logits(size: float, impl: str) -> None:
 def test_labels_in_any_stride_and_type_count_the_same(impl: str) -> None:
     one = case("base")
     expected = run_backend(one, impl).target_stats
-    assert torch.equal(expected[:, 0], torch.full((2,), 256.0)) and torch.equal(
-        expected[:, 1:].sum(1), expected[:, 0]
-    )
+    assert torch.equal(expected[:, 0], torch.full((2,), 256.0)) and torch.equal(expected[:, 1:].sum(1), expected[:, 0])
     for dtype in (
         torch.uint8,
         torch.int8,

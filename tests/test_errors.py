@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -193,9 +194,7 @@ def test_originals() -> None:
     for bad in ((2, 1), (0, 0), (3,), (-1,)):
         expect(ValueError, (f"originals: got {bad}", "[0, 3)"), MixPlan.create, 3, ("add",), bad)
     for arguments in ((3, (), ()), (1, ("add",), ())):
-        with pytest.raises(
-            ValueError, match="originals and operators: got .* no map .* at least one original"
-        ):
+        with pytest.raises(ValueError, match=r"originals and operators: got .* no map .* at least one original"):
             MixPlan.create(*arguments)
 
 
@@ -210,10 +209,9 @@ def test_unknown_names(name: str, value: object) -> None:
 @pytest.mark.parametrize("supervision", ["mutation", "deep_supervision", "last_layer"])
 def test_options_that_a_mode_sets_itself(supervision: str) -> None:
     for option, value in (("operators", ("add",)), ("weighting", "fixed")):
-        words = (f"{option}: got", repr(value), supervision)
-        with pytest.raises(ValueError) as caught:
+        message = rf"^{option}: got {re.escape(repr(value))} with supervision='{supervision}', which sets it itself"
+        with pytest.raises(ValueError, match=message):
             LoMixLoss(3, 2, supervision=supervision, **{option: value})
-        assert all(word in str(caught.value) for word in words) and str(caught.value).startswith(words[0])
 
 
 def test_numbers_of_the_loss() -> None:
@@ -247,14 +245,15 @@ def test_channels_that_are_not_num_classes(nothing_runs: None) -> None:
 
 def test_sizes_that_contradict_the_order(nothing_runs: None) -> None:
     coarse_first, fine_first = good_logits(), good_logits()[::-1]
-    words = ("logits: got native sizes", "(4, 4)", "(8, 8)", "order=")
-    expect_order = [(LoMixLoss(3, 2), fine_first, "fine_to_coarse")]
-    expect_order.append((LoMixLoss(3, 2, order="fine_to_coarse"), coarse_first, "coarse_to_fine"))
-    for criterion, logits, remedy in expect_order:
+    for order, logits, sizes, remedy in (
+        ("coarse_to_fine", fine_first, [(8, 8), (4, 4)], "fine_to_coarse"),
+        ("fine_to_coarse", coarse_first, [(4, 4), (8, 8)], "coarse_to_fine"),
+    ):
+        criterion = LoMixLoss(3, 2, order=order)
+        message = f"logits: got native sizes {sizes}, which contradict order='{order}'; pass order='{remedy}'"
         for call in (criterion, criterion.map_losses):
-            with pytest.raises(ValueError) as caught:
+            with pytest.raises(ValueError, match=re.escape(message)):
                 call(logits, good_target())
-            assert all(word in str(caught.value) for word in (*words, f"order={remedy!r}")), caught.value
     one_axis = [torch.randn(2, 3, 4, 4), torch.randn(2, 3, 8, 2)]
     with pytest.raises(ValueError, match=r"logits: got native sizes \[\(4, 4\), \(8, 2\)\]"):
         LoMixLoss(3, 2)(one_axis, good_target())
@@ -268,25 +267,19 @@ def test_equal_sizes_contradict_no_order() -> None:
 
 def test_criterion_on_another_device(nothing_runs: None) -> None:
     criterion = LoMixLoss(3, 2).to("meta")
-    expect(
-        ValueError, ("logits: got device cpu", "meta", ".to('cpu')"), criterion, good_logits(), good_target()
-    )
+    expect(ValueError, ("logits: got device cpu", "meta", ".to('cpu')"), criterion, good_logits(), good_target())
 
 
 def test_unknown_and_unusable_backends(monkeypatch: pytest.MonkeyPatch, nothing_runs: None) -> None:
     words = ("impl: got 'fast'", "'auto'", "'reference'", "'eager'", "'cpu'")
     expect(ValueError, words, map_stats, good_logits(), good_target(), ADD, impl="fast")
-    monkeypatch.setitem(
-        TABLE, "cpu", replace(TABLE["cpu"], why_not=lambda device: "it was built for another planet")
-    )
+    monkeypatch.setitem(TABLE, "cpu", replace(TABLE["cpu"], why_not=lambda device: "it was built for another planet"))
     assert available_backends()["cpu"] == "it was built for another planet"
     for call in (
         lambda: map_stats(good_logits(), good_target(), ADD, impl="cpu"),
         lambda: unusable(good_logits()),
     ):
-        with pytest.raises(
-            RuntimeError, match=r"impl: got 'cpu'.*it was built for another planet.*impl='auto'"
-        ):
+        with pytest.raises(RuntimeError, match=r"impl: got 'cpu'.*it was built for another planet.*impl='auto'"):
             call()
 
 
@@ -307,5 +300,5 @@ def test_auto_falls_back_and_a_named_backend_does_not(monkeypatch: pytest.Monkey
 def test_cpu_backend_refuses_other_devices() -> None:
     assert "meta" in str(available_backends("meta")["cpu"])
     logits = [z.to("meta") for z in good_logits()]
-    with pytest.raises(RuntimeError, match="impl: got 'cpu'.*meta"):
+    with pytest.raises(RuntimeError, match=r"impl: got 'cpu'.*meta"):
         map_stats(logits, good_target().to("meta"), ADD, impl="cpu")

@@ -54,9 +54,7 @@ def test_on_the_meta_device_bad_labels_are_masked_not_raised() -> None:
 
 
 @pytest.mark.parametrize("impl", ["reference", "eager"])
-def test_a_bad_label_elsewhere_than_cpu_spoils_its_sample_only(
-    impl: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bad_label_elsewhere_than_cpu_spoils_its_sample_only(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same code path as on a GPU, entered by telling class_index that this is not a CPU tensor."""
 
     def masked(target: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -153,12 +153,8 @@ def test_full_size_logits_fit_either_order_but_do_not_mean_the_same() -> None:
     target = torch.randint(3, (1, 6, 6))
     last = LoMixLoss(3, 2, supervision="last_layer")(logits, target)
     first = LoMixLoss(3, 2, supervision="last_layer", order="fine_to_coarse")(logits, target)
-    torch.testing.assert_close(
-        last, map_losses(*map_stats(logits[1:], target, LoMixLoss(3, 1, operators=()).plan))[0]
-    )
-    torch.testing.assert_close(
-        first, map_losses(*map_stats(logits[:1], target, LoMixLoss(3, 1, operators=()).plan))[0]
-    )
+    torch.testing.assert_close(last, map_losses(*map_stats(logits[1:], target, LoMixLoss(3, 1, operators=()).plan))[0])
+    torch.testing.assert_close(first, map_losses(*map_stats(logits[:1], target, LoMixLoss(3, 1, operators=()).plan))[0])
     assert first != last
 
 

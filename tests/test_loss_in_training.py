@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from itertools import pairwise
 
 import pytest
 import torch
@@ -59,9 +60,7 @@ def test_other_modes_leave_the_global_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("concat", ["learned", "resampled"])
-@pytest.mark.parametrize(
-    "twin", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "pickle"]
-)
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "pickle"])
 def test_copies_behave_alike(twin: object, concat: str) -> None:
     logits, target = draw()
     criterion = LoMixLoss(3, 2, concat=concat, awf_sharing="scale")
@@ -159,7 +158,7 @@ def test_double_backward_is_refused(create_graph: bool, impl: str) -> None:
     logits, target = draw()
     loss = LoMixLoss(3, 2, impl=impl)(logits, target)
     grads = torch.autograd.grad(loss, logits, create_graph=create_graph)
-    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
         sum(g.square().sum() for g in grads).backward()
 
 
@@ -202,7 +201,7 @@ def test_training_lowers_the_loss(impl: str) -> None:
         loss.backward()
         optimizer.step()
         history.append(loss.item())
-    assert history[-1] < 0.6 * history[0] and all(b < a for a, b in zip(history, history[1:], strict=False))
+    assert history[-1] < 0.6 * history[0] and all(b < a for a, b in pairwise(history))
     assert (criterion.map_weights() < 0.6931).all()
 
 

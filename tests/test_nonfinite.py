@@ -17,9 +17,7 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("scale", [0, 1])
-def test_one_bad_logit_spoils_loss_and_gradient(
-    scale: int, value: float, dtype: torch.dtype, impl: str
-) -> None:
+def test_one_bad_logit_spoils_loss_and_gradient(scale: int, value: float, dtype: torch.dtype, impl: str) -> None:
     logits = [torch.randn(2, 3, *n).to(dtype) for n in ((3, 4), (6, 8))]
     logits[scale][1, 2, 1, 1] = value
     logits = [z.requires_grad_() for z in logits]

@@ -52,9 +52,7 @@ def test_backward_op(one: Case, impl: str) -> None:
 def test_fake_outputs_describe_the_real_ones(one: Case) -> None:
     """Shapes, dtypes and strides on the meta device, where nothing is computed."""
     inputs, fake = make_inputs(one), make_inputs(one)
-    fake.logits = [
-        torch.empty_strided(z.shape, z.stride(), dtype=z.dtype, device="meta") for z in inputs.logits
-    ]
+    fake.logits = [torch.empty_strided(z.shape, z.stride(), dtype=z.dtype, device="meta") for z in inputs.logits]
     fake.target = inputs.target.to("meta")
     parameters = {name: p if p is None else p.to("meta") for name, p in inputs.parameters.items()}
     for z in (*fake.logits, *(p for p in parameters.values() if p is not None)):

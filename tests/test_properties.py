@@ -37,9 +37,7 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Case:
     sizes = st.tuples(*[st.integers(1, longest)] * axes)
     operators = tuple(draw(st.lists(st.sampled_from(OPERATORS), unique=True)))
     scales = draw(st.integers(1 if not operators else 2, 4))
-    originals = draw(
-        st.none() | st.lists(st.integers(0, scales - 1), unique=True, min_size=1).map(sorted).map(tuple)
-    )
+    originals = draw(st.none() | st.lists(st.integers(0, scales - 1), unique=True, min_size=1).map(sorted).map(tuple))
     return Case(
         name="",
         batch=draw(st.integers(0, 3)),
@@ -135,18 +133,12 @@ def test_mirrored_images_have_the_same_statistics(impl: str, one: Case, axis: in
 
 @backends
 @given(one=problems((torch.float64,)), data=st.data())
-def test_a_small_step_changes_the_loss_as_its_gradient_says(
-    impl: str, one: Case, data: st.DataObject
-) -> None:
+def test_a_small_step_changes_the_loss_as_its_gradient_says(impl: str, one: Case, data: st.DataObject) -> None:
     """A directional derivative through LoMixLoss, on shapes nobody chose."""
-    growing = tuple(
-        accumulate(one.native, lambda a, b: tuple(map(max, a, b)))
-    )  # LoMixLoss wants the coarsest first
+    growing = tuple(accumulate(one.native, lambda a, b: tuple(map(max, a, b))))  # LoMixLoss wants the coarsest first
     one = replace(one, batch=max(one.batch, 1), classes=max(one.classes, 2), native=growing, magnitude=1.0)
     options = {"operators": one.operators, "weighting": data.draw(st.sampled_from(("softplus", "fixed")))}
-    criterion = LoMixLoss(
-        one.classes, len(one.native), impl=impl, batch=data.draw(st.booleans()), **options
-    ).double()
+    criterion = LoMixLoss(one.classes, len(one.native), impl=impl, batch=data.draw(st.booleans()), **options).double()
     inputs = make_inputs(one)
     logits, target = [z.requires_grad_() for z in inputs.logits], inputs.target
     tensors = [*logits, *criterion.parameters()]

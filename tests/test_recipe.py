@@ -100,9 +100,7 @@ def test_batch_sums_differ_from_sample_means() -> None:
 def test_an_empty_batch_costs_nothing(batch: bool, background: bool, smooth: tuple[float, float]) -> None:
     logits = [torch.randn(0, CLASSES, 5, 7, requires_grad=True)]
     stats = table(logits, torch.zeros(0, 5, 7, dtype=torch.int64))
-    loss = map_losses(
-        *stats, batch=batch, include_background=background, smooth_nr=smooth[0], smooth_dr=smooth[1]
-    )
+    loss = map_losses(*stats, batch=batch, include_background=background, smooth_nr=smooth[0], smooth_dr=smooth[1])
     assert loss.tolist() == [0.0]
     (grad,) = torch.autograd.grad(loss.sum(), logits)
     assert grad.shape == logits[0].shape

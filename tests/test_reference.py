@@ -62,9 +62,7 @@ def by_subset(scales: int, w: Tensor, b: Tensor, u: Tensor, v: Tensor) -> tuple[
 )
 def test_upsample(native: tuple[int, ...], full: tuple[int, ...]) -> None:
     z = torch.randn(2, 3, *native, dtype=torch.float64)
-    np.testing.assert_allclose(
-        upsample(z, full).numpy(), literal.enlarge(z.numpy(), full), rtol=1e-12, atol=1e-12
-    )
+    np.testing.assert_allclose(upsample(z, full).numpy(), literal.enlarge(z.numpy(), full), rtol=1e-12, atol=1e-12)
 
 
 def test_upsample_is_the_identity_at_full_size() -> None:
@@ -74,7 +72,7 @@ def test_upsample_is_the_identity_at_full_size() -> None:
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_every_map_in_order(axes: int) -> None:
-    logits, target = draw(axes)
+    logits, _ = draw(axes)
     plan = MixPlan.create(3)
     parameters = draw_parameters(plan, 3)
     expected = literal.map_list(arrays(logits), FULL[axes], ALL, *by_subset(3, *parameters))
@@ -109,9 +107,7 @@ def test_loss_of_every_map(axes: int) -> None:
     parameters = draw_parameters(plan, 3)
     maps = literal.map_list(arrays(logits), FULL[axes], ALL, *by_subset(3, *parameters))
     found = map_losses(*map_stats_reference(logits, target, plan, *parameters))
-    np.testing.assert_allclose(
-        found.numpy(), [literal.base_loss(m, target.numpy()) for _, m in maps], rtol=1e-11
-    )
+    np.testing.assert_allclose(found.numpy(), [literal.base_loss(m, target.numpy()) for _, m in maps], rtol=1e-11)
 
 
 MODES = {
@@ -130,9 +126,7 @@ def test_supervision_mode(mode: str, scales: int) -> None:
     assert criterion(logits, target).item() == pytest.approx(expected, rel=1e-11)
 
 
-def lomix_total(
-    criterion: LoMixLoss, logits: list[Tensor], target: Tensor, operators: tuple[str, ...]
-) -> float:
+def lomix_total(criterion: LoMixLoss, logits: list[Tensor], target: Tensor, operators: tuple[str, ...]) -> float:
     """The total of SPEC.md from the parameters a criterion holds; awf rows shared by (size, position)."""
     rows = [(len(s), i) for s in literal.subsets_of(3) for i in range(len(s))]
     order = sorted(set(rows))
@@ -192,8 +186,6 @@ def test_awf_sharing_by_scale_and_by_subset() -> None:
 def test_products_of_half_logits_do_not_overflow() -> None:
     """Four factors of 16 make 65536, past float16."""
     logits = [torch.full((1, 2, 2, 2), 16.0, dtype=torch.float16) for _ in range(4)]
-    stats, _ = map_stats_reference(
-        logits, torch.zeros(1, 2, 2, dtype=torch.int64), MixPlan.create(4, ("mul",))
-    )
+    stats, _ = map_stats_reference(logits, torch.zeros(1, 2, 2, dtype=torch.int64), MixPlan.create(4, ("mul",)))
     assert stats.dtype == torch.float32
     assert torch.allclose(stats[:, :, 0], torch.full((1, 15), 4 * F.softplus(torch.zeros(())).item()))

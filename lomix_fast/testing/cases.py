@@ -85,7 +85,7 @@ class Inputs:
         return self
 
     def to(self, dtype: torch.dtype) -> Inputs:
-        """A detached copy with logits and parameters in `dtype`; float16 logits of 0.1 become the same 0.1 in float64."""
+        """A detached copy with logits and parameters in `dtype`, holding the same numbers if it is wider."""
         logits = [z.detach().to(dtype, copy=True) for z in self.logits]
         cast = [None if p is None else p.detach().to(dtype, copy=True) for p in self.parameters.values()]
         return Inputs(logits, self.target, *cast)
@@ -97,9 +97,7 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
     plan, classes = case.plan, case.classes
     logits = []
     for scale, native in enumerate(case.native):
-        values = case.magnitude * torch.randn(
-            case.batch, classes, *native, generator=generator, dtype=torch.float64
-        )
+        values = case.magnitude * torch.randn(case.batch, classes, *native, generator=generator, dtype=torch.float64)
         layout = LAYOUTS[scale % len(LAYOUTS)] if case.layout == "mixed" else case.layout
         logits.append(lay_out(values.to(case.dtype), layout))
     target = torch.randint(classes, (case.batch, *case.full), generator=generator).to(case.target_dtype)
@@ -183,13 +181,13 @@ _SHAPES = (
     Case("volume_non_integer", 1, 2, (9, 11, 13), ((2, 3, 4), (4, 5, 7))),
     Case("volume_one_voxel", 1, 3, (3, 1, 2), ((1, 1, 1), (2, 2, 5))),
 )
-_CLASSES = tuple(
-    Case(f"classes_{count}", 2, count, (6, 7), ((3, 4), (6, 7)))
-    for count in (1, 2, 5, 8, 9, 13, 14, 16, 17, 32, 33, 40)
-) + (Case("classes_105", 1, 105, (5, 5), ((2, 3), (5, 5))),)
+_COUNTS = (1, 2, 5, 8, 9, 13, 14, 16, 17, 32, 33, 40)
+_CLASSES = (
+    *(Case(f"classes_{count}", 2, count, (6, 7), ((3, 4), (6, 7))) for count in _COUNTS),
+    Case("classes_105", 1, 105, (5, 5), ((2, 3), (5, 5))),
+)
 _SCALES = tuple(
-    Case(f"scales_{count}", 1, 3, (8, 8), tuple((n, n) for n in (1, 2, 3, 4, 6, 8)[-count:]))
-    for count in (1, 2, 5, 6)
+    Case(f"scales_{count}", 1, 3, (8, 8), tuple((n, n) for n in (1, 2, 3, 4, 6, 8)[-count:])) for count in (1, 2, 5, 6)
 )
 _PLANS = (
     *(replace(_THREE, name=f"only_{name}", operators=(name,), originals=()) for name in OPERATORS),
@@ -207,9 +205,7 @@ _DTYPES = tuple(
 _STRIDES = (
     *(replace(_BASE, name=f"base_{layout}", layout=layout) for layout in (*LAYOUTS[1:], "mixed")),
     *(replace(_VOLUME, name=f"volume_{layout}", layout=layout) for layout in (*LAYOUTS[1:], "mixed")),
-    replace(
-        _THREE, name="line_channels_last", full=(19,), native=((4,), (7,), (19,)), layout="channels_last"
-    ),
+    replace(_THREE, name="line_channels_last", full=(19,), native=((4,), (7,), (19,)), layout="channels_last"),
     replace(_BASE, name="half_channels_last", dtype=torch.float16, layout="channels_last"),
     replace(_BASE, name="bfloat16_sliced", dtype=torch.bfloat16, layout="sliced"),
     replace(_BASE, name="double_mixed", dtype=torch.float64, layout="mixed"),
@@ -217,18 +213,14 @@ _STRIDES = (
     replace(_VOLUME, name="labels_sliced", target_layout="sliced"),
     replace(_BASE, name="labels_with_channel", target_layout="channel"),
 )
-_LABELS = tuple(
-    replace(_THREE, name=f"labels_{str(dtype).removeprefix('torch.')}", target_dtype=dtype)
-    for dtype in (
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.uint16,
-        torch.uint32,
-        torch.float32,
-    )
-) + (replace(_THREE, name="labels_bool", classes=2, target_dtype=torch.bool),)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)
+_LABELS = (
+    *(
+        replace(_THREE, name=f"labels_{str(dtype).removeprefix('torch.')}", target_dtype=dtype)
+        for dtype in (*_INTEGERS, torch.float32)
+    ),
+    replace(_THREE, name="labels_bool", classes=2, target_dtype=torch.bool),
+)
 _EXTREMES = (
     replace(_THREE, name="large_80", magnitude=80.0),
     replace(_THREE, name="large_80_double", magnitude=80.0, dtype=torch.float64),
