@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,10 +58,8 @@ class Problem:
 
     def double(self) -> Problem:
         """A detached copy in float64."""
-        logits = [z.detach().double() for z in self.logits]
-        values = {name: value.detach().double() for name, value in self.parameters.items()}
-        absent = {name: None for name in ("cat_weight", "cat_bias", "awf_weight", "awf_bias") if name not in values}
-        return Problem(self.case, logits, self.target, **values, **absent)
+        exact = {name: value.detach().double() for name, value in self.parameters.items()}
+        return replace(self, logits=[z.detach().double() for z in self.logits], **exact)  # type: ignore[arg-type]
 
 
 def make_problem(case: Case, seed: int = 0) -> Problem:

@@ -20,8 +20,11 @@ class Verdict:
 class Promise(Protocol):
     """A row of `PROMISES`."""
 
-    case: str
-    contenders: tuple[str, ...]
+    @property
+    def case(self) -> str: ...
+
+    @property
+    def contenders(self) -> tuple[str, ...]: ...
 
     def judge(self, measurements: Sequence[Measurement]) -> Verdict: ...
 

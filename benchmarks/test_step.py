@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from benchmarks import gate
@@ -38,18 +39,18 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def timed(benchmark, name: str):
+def timed(benchmark: BenchmarkFixture, name: str) -> BenchmarkFixture:
     benchmark.group = CASE.name
     benchmark.extra_info |= {"contender": name, **machine(torch.get_num_threads())}
     return benchmark
 
 
-def test_forward(timed, name: str) -> None:
+def test_forward(timed: BenchmarkFixture, name: str) -> None:
     one = prepared(name)
     timed.pedantic(one.loss, rounds=ROUNDS, warmup_rounds=1)
 
 
-def test_backward(timed, name: str) -> None:
+def test_backward(timed: BenchmarkFixture, name: str) -> None:
     one = prepared(name)
 
     def forward() -> tuple[tuple[Tensor], dict[str, object]]:
@@ -59,6 +60,6 @@ def test_backward(timed, name: str) -> None:
     timed.pedantic(lambda loss: loss.backward(), setup=forward, rounds=ROUNDS, warmup_rounds=1)
 
 
-def test_step(timed, name: str) -> None:
+def test_step(timed: BenchmarkFixture, name: str) -> None:
     one = prepared(name)
     timed.pedantic(lambda: one.loss().backward(), setup=one.clear, rounds=ROUNDS, warmup_rounds=1)

@@ -9,16 +9,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-for name, repeatable in (("dev", False), ("ci", True)):
-    settings.register_profile(
-        name,
-        deadline=None,
-        max_examples=25,
-        derandomize=repeatable,
-        database=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )
-settings.load_profile("ci" if os.environ.get("CI") else "dev")
+# The same examples every time, unless HYPOTHESIS_PROFILE=explore goes looking for new ones.
+_COMMON = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+}
+settings.register_profile("repeat", derandomize=True, max_examples=25, **_COMMON)
+settings.register_profile("explore", max_examples=300, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
 @pytest.fixture(autouse=True)

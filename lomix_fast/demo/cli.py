@@ -15,7 +15,7 @@ _NEEDED = ("numpy", "nilearn", "matplotlib", "tqdm")  # what the "demo" extra br
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the options of `python -m lomix_fast demo`; what is left out keeps the value of `run.Settings`."""
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the results (%(default)s)")
-    parser.add_argument("--steps", type=int, help="training steps (120)")
+    parser.add_argument("--steps", type=int, help="training steps (80)")
     parser.add_argument("--batch", type=int, help="slices a step, also in the comparison (6)")
     parser.add_argument("--seed", type=int, help="seed of everything random (0)")
     parser.add_argument("--resolution", type=int, help="edge of a pixel in mm, 1 to 4 (1)")

@@ -20,7 +20,8 @@ def environment() -> dict[str, Any]:
     Returns:
         Plain values: package, commit (None outside a checkout; ends in "-dirty" when files differ from it), python,
         torch, platform, cpu, cpu_capability (vector instructions torch uses), cores (this process may use), threads
-        (torch uses), openmp (variables that change how threads wait), date (UTC).
+        (torch uses), openmp (variables that change how threads wait), load (average of the last minute: programs
+        that want a core, this one among them; None where the system does not say), date (UTC).
     """
     return {
         "package": __version__,
@@ -30,11 +31,22 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "openmp": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("OMP_", "GOMP_", "KMP_"))},
+        "load": load(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load() -> float | None:
+    """Programs that wanted a core during the last minute, on average; None where the system does not say."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def _cpu_name() -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .data import NOTE, Brain
+from .environment import cores, load
 
 if TYPE_CHECKING:
     from .run import Settings
@@ -27,7 +28,7 @@ MEANING = {
 
 
 def say_beginning(settings: Settings, brain: Brain, backend: str, no_kernel: str | None) -> None:
-    """Print what will be trained, on what, with which backend, and why not with the fused kernel (`no_kernel`)."""
+    """Print what will be trained, with which backend, why not the fused one (`no_kernel`), and whether others compute."""
     height, width = brain.train.labels.shape[1:]
     kernel = f"{backend} ({'fused C++ kernel' if backend == 'cpu' else 'plain PyTorch'})"
     print("lomix_fast demo: a small U-Net learns grey and white matter with the LoMix loss")
@@ -38,6 +39,12 @@ def say_beginning(settings: Settings, brain: Brain, backend: str, no_kernel: str
     print(f"  loss      backend {kernel}, {torch.get_num_threads()} threads")
     if no_kernel is not None:
         print(f"  warning   slow without the fused kernel: {no_kernel}")
+    busy = load()
+    if busy is not None and busy > 1.5 * cores():
+        print(
+            f"  warning   load {busy:.1f} on {cores()} cores already: times will be long and not to be trusted; "
+            "OMP_WAIT_POLICY=passive helps"
+        )
     print(f"  training  {settings.steps} steps of {settings.batch} slices", flush=True)
 
 

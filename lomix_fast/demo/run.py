@@ -30,7 +30,7 @@ class Settings:
         seed: of everything random. resolution: mm of a pixel. pairs: timed steps of each style at most.
     """
 
-    steps: int = 120
+    steps: int = 80
     batch: int = 6
     learning_rate: float = 1e-2
     seed: int = 0
