@@ -134,7 +134,7 @@ def _unmix(
         grad_bias[spec.subset] += grad.sum((0, 2))
         for j, i in enumerate(spec.members):
             grad_scales[i].add_(weight[spec.first_pair + j].t() @ grad)
-            grad_weight[spec.first_pair + j] += torch.einsum("bon,bcn->oc", grad, scales[i])
+            grad_weight[spec.first_pair + j] += (grad @ scales[i].transpose(1, 2)).sum(0)
     else:
         weight, grad_weight, grad_bias = values[2], grad_values[2], grad_values[3]
         assert weight is not None and grad_weight is not None and grad_bias is not None
@@ -145,7 +145,8 @@ def _unmix(
             pair = spec.first_pair + j
             grad_scales[i].addcmul_(attention[j].unsqueeze(1), grad)
             grad_scales[i].add_(grad_score[j].unsqueeze(1) * weight[pair].view(1, -1, 1))
-            grad_weight[pair] += torch.einsum("bn,bcn->c", grad_score[j], scales[i])
+            # Not einsum: as one long dot product it loses four digits in float32.
+            grad_weight[pair] += (grad_score[j].unsqueeze(1) * scales[i]).sum((0, 2))
             grad_bias[pair] += grad_score[j].sum()
 
 

@@ -109,7 +109,7 @@ def check_gradients(case: Case, got: Outcome) -> None:
 
 
 def _terms(case: Case, name: str, gradient: Tensor) -> float:
-    """How many random terms, each about 1, one entry of a gradient adds up; they may cancel, their rounding does not."""
+    """How many random terms, each about 1, an entry of a gradient adds up: they may cancel, their rounding not."""
     if name.startswith("logits"):
         return case.plan.num_maps * max(1.0, case.pixels / gradient.shape[2:].numel())
     return case.batch * case.pixels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from common import (
@@ -165,6 +166,23 @@ def test_each_map_alone_sends_its_gradient_to_each_of_its_inputs(one: Case, impl
             scale = want.abs().max()
             assert ((got.double() - want).abs() <= 2e-5 * scale).all(), where
             assert not ((got == 0) & (want.abs() > 1e-3 * scale)).any(), f"{where}: wrongly zero"
+
+
+@backends
+def test_strides_past_two_to_the_31(impl: str) -> None:
+    """Samples that lie further apart than an int32 can count; the memory between them is never touched."""
+    step = 2**31 + 8
+    room = torch.from_numpy(np.zeros(step + 64, dtype=np.float16))
+    labels = torch.from_numpy(np.zeros(step + 64, dtype=np.uint8)).as_strided((2, 4, 4), (step, 4, 1))
+    far = room.as_strided((2, 3, 4, 4), (step, 16, 4, 1)).copy_(torch.randn(2, 3, 4, 4)).requires_grad_()
+    near = far.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+    labels.copy_(torch.randint(3, (2, 4, 4)))
+    outcomes = []
+    for logits, target in ((far, labels), (near, labels.clone())):
+        stats, counts = map_stats([logits], target, MixPlan.create(1, ()), impl=impl)
+        outcomes.append((stats, counts, *torch.autograd.grad(stats[:, :, 1:].sum(), logits)))
+    for a, b in zip(*outcomes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @backends

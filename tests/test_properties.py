@@ -31,7 +31,7 @@ LABEL_DTYPES = (torch.int64, torch.uint8, torch.int32, torch.float32)
 
 @st.composite
 def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Case:
-    """Any small problem with two classes or more: 1 to 3 axes, any ratio per axis (native may be larger), any plan, strides and label type."""
+    """Any small problem of two classes or more: 1 to 3 axes, any ratio per axis, any plan, strides and label type."""
     axes = draw(st.integers(1, 3))
     longest = {1: 70, 2: 20, 3: 7}[axes]
     sizes = st.tuples(*[st.integers(1, longest)] * axes)

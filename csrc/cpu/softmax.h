@@ -15,6 +15,16 @@ int64_t log_period(int num_classes) {
   return num_classes < 2 ? 256 : static_cast<int64_t>(exponents / std::log2(static_cast<double>(num_classes)));
 }
 
+// Call f.template operator()<U>(pixel) over all vectors of the tile, two at a time: the chains of one vector (largest
+// logit, exponential, sum) are long, and a second one beside it keeps the arithmetic units busy.
+template <typename T, typename F>
+void for_vectors(const Tile<T>& tile, const F& f) {
+  constexpr int64_t kV = Vec<T>::size();
+  int64_t v = 0;
+  for (; v + 2 <= tile.vectors; v += 2) f.template operator()<2>(v * kV);
+  if (v < tile.vectors) f.template operator()<1>(v * kV);
+}
+
 // tile.map[c] = exp(map[c] - max), tile.inverse = 1 / sum of them (0 in the padding). `map` may be tile.map itself.
 // Returns the sum over pixels of -log softmax[y] if asked for.
 template <typename T, bool kWithCe>
@@ -23,35 +33,44 @@ double exponentiate(const Tile<T>& tile, const T* map, int C, int64_t period) {
   const int64_t ld = tile.capacity;
   Vec<T> margin(0), logs(0), product(1);
   int64_t until_log = period;
-  for (int64_t v = 0; v < tile.vectors * kV; v += kV) {
+  for_vectors(tile, [&]<int U>(int64_t p) {
     // 1. the largest logit, and the one of the label
-    Vec<T> top = Vec<T>::loadu(map + v);
-    Vec<T> own = top & Vec<T>::loadu(tile.label_mask + v);
+    Vec<T> top[U], own[U], sum[U];
+    for (int u = 0; u < U; ++u) {
+      top[u] = Vec<T>::loadu(map + p + u * kV);
+      own[u] = top[u] & Vec<T>::loadu(tile.label_mask + p + u * kV);
+      sum[u] = Vec<T>(0);
+    }
     for (int c = 1; c < C; ++c) {
-      const Vec<T> x = Vec<T>::loadu(map + c * ld + v);
-      top = at::vec::maximum(top, x);
-      if constexpr (kWithCe) own = own + (x & Vec<T>::loadu(tile.label_mask + c * ld + v));
-    }
-    // 2. exponentials and their sum
-    Vec<T> sum(0);
-    for (int c = 0; c < C; ++c) {
-      const Vec<T> e = (Vec<T>::loadu(map + c * ld + v) - top).exp_u20();
-      e.store(tile.map + c * ld + v);
-      sum = sum + e;
-    }
-    // 3. exp_u20 maps NaN to a number; top - top brings it back (and is 0 for every finite map)
-    const Vec<T> lanes = Vec<T>::loadu(tile.lane_mask + v);
-    ((Vec<T>(1) / sum + (top - top)) & lanes).store(tile.inverse + v);
-    if constexpr (kWithCe) {
-      margin = margin + ((top - own) & lanes);
-      product = product * Vec<T>::blendv(Vec<T>(1), sum, lanes);
-      if (--until_log == 0) {
-        logs = logs + product.log();
-        product = Vec<T>(1);
-        until_log = period;
+      for (int u = 0; u < U; ++u) {
+        const Vec<T> x = Vec<T>::loadu(map + c * ld + p + u * kV);
+        top[u] = at::vec::maximum(top[u], x);
+        if constexpr (kWithCe) own[u] = own[u] + (x & Vec<T>::loadu(tile.label_mask + c * ld + p + u * kV));
       }
     }
-  }
+    // 2. exponentials and their sum
+    for (int c = 0; c < C; ++c) {
+      for (int u = 0; u < U; ++u) {
+        const Vec<T> e = (Vec<T>::loadu(map + c * ld + p + u * kV) - top[u]).exp_u20();
+        e.store(tile.map + c * ld + p + u * kV);
+        sum[u] = sum[u] + e;
+      }
+    }
+    // 3. exp_u20 maps NaN to a number; top - top brings it back (and is 0 for every finite map)
+    for (int u = 0; u < U; ++u) {
+      const Vec<T> lanes = Vec<T>::loadu(tile.lane_mask + p + u * kV);
+      ((Vec<T>(1) / sum[u] + (top[u] - top[u])) & lanes).store(tile.inverse + p + u * kV);
+      if constexpr (kWithCe) {
+        margin = margin + ((top[u] - own[u]) & lanes);
+        product = product * Vec<T>::blendv(Vec<T>(1), sum[u], lanes);
+        if (--until_log == 0) {
+          logs = logs + product.log();
+          product = Vec<T>(1);
+          until_log = period;
+        }
+      }
+    }
+  });
   if constexpr (!kWithCe) return 0;
   return horizontal_sum(margin) + horizontal_sum(logs + product.log());
 }
@@ -96,21 +115,30 @@ void softmax_gradient(const Tile<T>& tile, int C, bool squared, const T* grad) {
     const Vec<T> mask = Vec<T>::loadu(tile.label_mask + c * ld + v);
     return (Vec<T>(g_i[c]) & mask) + at::vec::fmadd(s, Vec<T>(slope * g_q[c]), Vec<T>(offset * g_q[c]));
   };
-  for (int64_t v = 0; v < tile.vectors * kV; v += kV) {
-    const Vec<T> inverse = Vec<T>::loadu(tile.inverse + v);
-    Vec<T> dot(0);
-    for (int c = 0; c < C; ++c) {
-      const Vec<T> s = Vec<T>::loadu(tile.map + c * ld + v) * inverse;
-      s.store(tile.map + c * ld + v);
-      dot = at::vec::fmadd(s, t_of(s, c, v), dot);
+  for_vectors(tile, [&]<int U>(int64_t p) {
+    Vec<T> inverse[U], dot[U];
+    for (int u = 0; u < U; ++u) {
+      inverse[u] = Vec<T>::loadu(tile.inverse + p + u * kV);
+      dot[u] = Vec<T>(0);
     }
-    const Vec<T> shift = g_ce - dot;
     for (int c = 0; c < C; ++c) {
-      const Vec<T> s = Vec<T>::loadu(tile.map + c * ld + v);
-      const Vec<T> mask = Vec<T>::loadu(tile.label_mask + c * ld + v);
-      (s * (t_of(s, c, v) + shift) - (g_ce & mask)).store(tile.map + c * ld + v);
+      for (int u = 0; u < U; ++u) {
+        T* at = tile.map + c * ld + p + u * kV;
+        const Vec<T> s = Vec<T>::loadu(at) * inverse[u];
+        s.store(at);
+        dot[u] = at::vec::fmadd(s, t_of(s, c, p + u * kV), dot[u]);
+      }
     }
-  }
+    for (int u = 0; u < U; ++u) dot[u] = g_ce - dot[u];
+    for (int c = 0; c < C; ++c) {
+      for (int u = 0; u < U; ++u) {
+        T* at = tile.map + c * ld + p + u * kV;
+        const Vec<T> s = Vec<T>::loadu(at);
+        const Vec<T> mask = Vec<T>::loadu(tile.label_mask + c * ld + p + u * kV);
+        (s * (t_of(s, c, p + u * kV) + dot[u]) - (g_ce & mask)).store(at);
+      }
+    }
+  });
 }
 
 }  // namespace CPU_CAPABILITY

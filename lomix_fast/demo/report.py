@@ -28,7 +28,7 @@ MEANING = {
 
 
 def say_beginning(settings: Settings, brain: Brain, backend: str, no_kernel: str | None) -> None:
-    """Print what will be trained, with which backend, why not the fused one (`no_kernel`), and whether others compute."""
+    """Print what will be trained, with which backend, why not the fused one (`no_kernel`), and whether it is busy."""
     height, width = brain.train.labels.shape[1:]
     kernel = f"{backend} ({'fused C++ kernel' if backend == 'cpu' else 'plain PyTorch'})"
     print("lomix_fast demo: a small U-Net learns grey and white matter with the LoMix loss")
