@@ -15,7 +15,7 @@ demo: .venv/package
 	$(BIN)/python -m lomix_fast demo
 
 test: .venv/package
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(ARGS)
 
 bench: .venv/package
 	$(BIN)/python -m benchmarks $(ARGS)
