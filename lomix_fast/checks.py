@@ -146,10 +146,16 @@ def check_order(sizes: Sequence[tuple[int, ...]], order: str) -> None:
         ValueError: two neighbours of which one axis shrinks where it should grow, or the other way round.
     """
     coarse_first = list(sizes) if order == "coarse_to_fine" else list(reversed(sizes))
-    for coarse, fine in pairwise(coarse_first):
-        if any(c > f for c, f in zip(coarse, fine, strict=True)):
-            other = "fine_to_coarse" if order == "coarse_to_fine" else "coarse_to_fine"
-            raise ValueError(
-                f"logits: got native sizes {[tuple(s) for s in sizes]}, which contradict order={order!r}; "
-                f"pass order={other!r} or reverse the list"
-            )
+    if _grow(coarse_first):
+        return
+    other = "fine_to_coarse" if order == "coarse_to_fine" else "coarse_to_fine"
+    remedy = f"pass order={other!r} or reverse the list" if _grow(coarse_first[::-1]) else "sort the list by size"
+    raise ValueError(
+        f"logits: got native sizes {[tuple(s) for s in sizes]}, which contradict order={order!r}, expected no axis to "
+        f"{'shrink' if order == 'coarse_to_fine' else 'grow'} along the list; {remedy}"
+    )
+
+
+def _grow(sizes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether no axis shrinks from one size to the next."""
+    return all(c <= f for coarse, fine in pairwise(sizes) for c, f in zip(coarse, fine, strict=True))

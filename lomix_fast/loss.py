@@ -179,6 +179,7 @@ class LoMixLoss(nn.Module):
             operators, weighting = (("add",) if supervision == "mutation" else ()), "fixed"
         originals = (num_scales - 1,) if supervision == "last_layer" and isinstance(num_scales, int) else None
         self.plan = MixPlan.create(num_scales, tuple(operators), originals, squared_pred)
+        self._single = MixPlan.create(1, (), squared=squared_pred)  # for a call with one tensor
         self.num_classes, self.num_scales = num_classes, num_scales
         self.supervision, self.concat, self.awf_sharing = supervision, concat, awf_sharing
         self.weighting, self.order, self.impl = weighting, order, impl
@@ -264,8 +265,7 @@ class LoMixLoss(nn.Module):
         """
         if isinstance(logits, Tensor):
             self._check_classes(plain(logits))
-            plan = MixPlan.create(1, (), squared=self.plan.squared)
-            stats, target_stats = map_stats([logits], target, plan, impl=self.impl)
+            stats, target_stats = map_stats([logits], target, self._single, impl=self.impl)
             return map_losses(stats, target_stats, **self.recipe)[0]
         losses = self.map_losses(logits, target)
         return losses.sum() if self.alpha is None else total_loss(losses, self._weights())

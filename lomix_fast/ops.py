@@ -118,23 +118,16 @@ class MapStatsFunction(torch.autograd.Function):
     does, without any check of its arguments. Differentiable once; a second derivative raises RuntimeError.
     """
 
+    # The tensors come as one starred argument: with each of them named, dynamo (torch 2.13) mistakes the plan for ctx in
+    # graphs without gradient when the number of arguments happens to equal that of the parameters (at L = 2).
     @staticmethod
-    def forward(
-        ctx: Any,
-        plan: MixPlan,
-        impl: str,
-        target: Tensor,
-        cat_weight: Tensor | None,
-        cat_bias: Tensor | None,
-        awf_weight: Tensor | None,
-        awf_bias: Tensor | None,
-        *logits: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Statistics of all maps; see `map_stats` for shapes."""
-        ctx.save_for_backward(target, cat_weight, cat_bias, awf_weight, awf_bias, *logits)
+    def forward(ctx: Any, plan: MixPlan, impl: str, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Statistics of all maps from (target, W, b, u, v, *logits); see `map_stats` for shapes."""
+        ctx.save_for_backward(*tensors)
         ctx.plan, ctx.impl = plan, impl
+        target, *parameters = tensors[:5]
         stats, target_stats = torch.ops.lomix_fast.map_stats_forward(
-            list(logits), target, cat_weight, cat_bias, awf_weight, awf_bias, plan.key, impl
+            list(tensors[5:]), target, *parameters, plan.key, impl
         )
         ctx.mark_non_differentiable(target_stats)
         return stats, target_stats

@@ -112,7 +112,7 @@ class MixPlan:
         if plan.num_maps == 0:
             raise ValueError(
                 f"originals and operators: got originals={chosen}, operators={tuple(operators)} with num_scales="
-                f"{num_scales}, which leaves no map to supervise; name at least one original or operator"
+                f"{num_scales}, which leaves no map to supervise, expected at least one original or operator"
             )
         return plan
 

@@ -36,18 +36,18 @@ def map_losses(
 
     Source: paper section on supervision; names and conventions of monai.losses.DiceCELoss.
     """
+    if stats.shape[0] == 0:
+        return stats.sum((0, 2))  # zeros that autograd can go through
     num_classes = target_stats.shape[1] - 1
     ce, intersection, denominator = stats.split([1, num_classes, num_classes], dim=2)  # [B, M, 1], [B, M, C] twice
-    pixels = target_stats[:, 0].sum().clamp(min=1)
-    ce_loss = ce.sum((0, 2)) / pixels  # [M]
+    ce_loss = ce.sum((0, 2)) / target_stats[:, 0].sum()  # [M]
     labels = target_stats[:, None, 1:]  # [B, 1, C]
     if batch:
         intersection, denominator, labels = (x.sum(0, keepdim=True) for x in (intersection, denominator, labels))
     first = 0 if include_background else 1
     score = (2 * intersection + smooth_nr) / (denominator + labels + smooth_dr)  # [B or 1, M, C]
     dice = (1 - score)[:, :, first:].mean(2)  # [B or 1, M]
-    dice_loss = dice.sum(0) / max(dice.shape[0], 1)
-    return lambda_ce * ce_loss + lambda_dice * dice_loss
+    return lambda_ce * ce_loss + lambda_dice * dice.mean(0)
 
 
 def total_loss(losses: Tensor, weights: Tensor) -> Tensor:
