@@ -26,7 +26,7 @@ def forward(
     logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
 ) -> tuple[Tensor, Tensor]:
     """Forward pass with the signature all backends share; see `lomix_fast.backends`."""
-    scales, index, invalid, values = _prepare(logits, target, parameters)
+    scales, index, invalid, values = _prepare(logits, target, parameters, plan)
     batch, num_classes, _ = scales[0].shape
     stats = scales[0].new_empty(batch, plan.num_maps, 1 + 2 * num_classes)
     for m, spec in enumerate(plan.maps):
@@ -42,24 +42,31 @@ def backward(
     plan: MixPlan,
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Backward pass with the signature all backends share."""
-    scales, index, invalid, values = _prepare(logits, target, parameters)
+    scales, index, invalid, values = _prepare(logits, target, parameters, plan)
     grad_stats = poison(grad_stats.to(scales[0].dtype), invalid)
-    grad_scales = [torch.zeros_like(p) for p in scales]
+    grad_scales = [torch.zeros_like(p) if i in plan.used_scales else p for i, p in enumerate(scales)]
     grad_values = [None if p is None else torch.zeros_like(p) for p in values]
     for m, spec in enumerate(plan.maps):
         grad_map = _grad_of_map(_mix(spec, scales, values), index, grad_stats[:, m], plan.squared)
         _unmix(spec, grad_map, scales, values, grad_scales, grad_values)
-    grads = [_adjoint(g, z, target.shape[1:]) for g, z in zip(grad_scales, logits, strict=True)]
+    grads = [
+        _adjoint(g, z, target.shape[1:]) if i in plan.used_scales else torch.zeros_like(z)
+        for i, (g, z) in enumerate(zip(grad_scales, logits, strict=True))
+    ]
     return grads, grad_values
 
 
 def _prepare(
-    logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None]
+    logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
 ) -> tuple[list[Tensor], Tensor, Tensor | None, list[Tensor | None]]:
-    """Scales as [B, C, N], labels as [B, N], parameters in the compute dtype."""
+    """Scales as [B, C, N], labels as [B, N], parameters in the compute dtype. Unused scales take no memory."""
     dtype = compute_dtype(logits[0].dtype)
     index, invalid = class_index(target, logits[0].shape[1])
-    scales = [upsample(z.to(dtype), target.shape[1:]).flatten(2) for z in logits]
+    nothing = torch.zeros((), dtype=dtype, device=target.device).expand(*logits[0].shape[:2], target.shape[1:].numel())
+    scales = [
+        upsample(z.to(dtype), target.shape[1:]).flatten(2) if i in plan.used_scales else nothing
+        for i, z in enumerate(logits)
+    ]
     return scales, index.flatten(1), invalid, [None if p is None else p.to(dtype) for p in parameters]
 
 

@@ -56,14 +56,18 @@ def lomix_loss(
         Scalar, float32 (float64 for float64 logits), differentiable in logits, weights and parameters.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `map_stats`; ValueError if `weights` is not [M].
+        TypeError, ValueError, RuntimeError: as `map_stats`; TypeError or ValueError if `weights` is not a float [M].
 
     Source: Rahman and Marculescu, NeurIPS 2025, total loss; no division by M.
     """
-    if not isinstance(weights, Tensor) or not isinstance(plan, MixPlan) or tuple(weights.shape) != (plan.num_maps,):
-        got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-        wanted = f"[{plan.num_maps}]" if isinstance(plan, MixPlan) else "[M] and plan a MixPlan"
-        raise ValueError(f"weights: got {got}, expected a tensor {wanted}, one weight per map of the plan")
+    if not isinstance(plan, MixPlan):
+        raise TypeError(
+            f"plan: got {type(plan).__name__}, expected a MixPlan; make one with MixPlan.create(num_scales)"
+        )
+    if not isinstance(weights, Tensor) or not weights.is_floating_point():
+        raise TypeError(f"weights: got {getattr(weights, 'dtype', type(weights).__name__)}, expected a float tensor")
+    if tuple(weights.shape) != (plan.num_maps,):
+        raise ValueError(f"weights: got shape {tuple(weights.shape)}, expected [{plan.num_maps}], one weight per map")
     stats, target_stats = map_stats(
         logits,
         target,
@@ -166,6 +170,10 @@ class LoMixLoss(nn.Module):
             if value not in known:
                 raise ValueError(f"{name}: got {value!r}, expected one of {tuple(known)}")
         _check_numbers(num_classes, lambda_ce, lambda_dice, smooth_nr, smooth_dr)
+        flags = {"squared_pred": squared_pred, "include_background": include_background, "batch": batch}
+        for name, flag in flags.items():
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name}: got {flag!r}, expected True or False")
         if not isinstance(operators, (tuple, list)):
             raise TypeError(f"operators: got {operators!r}, expected a tuple or list out of {OPERATORS}")
         if supervision != "lomix":
@@ -265,6 +273,7 @@ class LoMixLoss(nn.Module):
         """
         if isinstance(logits, Tensor):
             self._check_classes(plain(logits))
+            _refuse_stack(logits, target)
             stats, target_stats = map_stats([logits], target, self._single, impl=self.impl)
             return map_losses(stats, target_stats, **self.recipe)[0]
         losses = self.map_losses(logits, target)
@@ -303,6 +312,17 @@ class LoMixLoss(nn.Module):
             f"num_classes={self.num_classes}, num_scales={self.num_scales}, supervision={self.supervision!r}, "
             f"operators={self.plan.operators}, maps={self.plan.num_maps}, weighting={self.weighting!r}, "
             f"order={self.order!r}, impl={self.impl!r}"
+        )
+
+
+def _refuse_stack(logits: Tensor, target: Tensor) -> None:
+    """A stack [B, L, C, *full] of scales must not pass for one volume whose labels [B, 1, *full] are one slice deep."""
+    if not isinstance(target, Tensor) or logits.dim() != 5 or target.dim() != 4:
+        return
+    if target.shape[1] == 1 and logits.shape[2] > 1:
+        raise ValueError(
+            f"logits: got one tensor {tuple(logits.shape)} with target {tuple(target.shape)}, expected a list of "
+            "[B, C, *native]; for scales stacked along axis 1 (MONAI DynUNet) pass logits.unbind(1)"
         )
 
 

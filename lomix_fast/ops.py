@@ -118,8 +118,8 @@ class MapStatsFunction(torch.autograd.Function):
     does, without any check of its arguments. Differentiable once; a second derivative raises RuntimeError.
     """
 
-    # The tensors come as one starred argument: with each of them named, dynamo (torch 2.13) mistakes the plan for ctx in
-    # graphs without gradient when the number of arguments happens to equal that of the parameters (at L = 2).
+    # The tensors come as one starred argument: with each named, dynamo (torch 2.13) mistakes the plan for ctx in
+    # graphs without gradient when the number of arguments equals that of the parameters, as it does at L = 2.
     @staticmethod
     def forward(ctx: Any, plan: MixPlan, impl: str, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         """Statistics of all maps from (target, W, b, u, v, *logits); see `map_stats` for shapes."""

@@ -105,10 +105,16 @@ class MixPlan:
                 f"num_scales: got {num_scales}, expected at most {MAX_SCALES}; with operators {tuple(operators)} that "
                 f"would be {count} supervised maps. Pass fewer scales (the finest ones matter most)"
             )
+        if not isinstance(squared, bool):
+            raise TypeError(f"squared: got {squared!r}, expected True or False")
+        if originals is not None and not (
+            isinstance(originals, (tuple, list)) and all(type(i) is int for i in originals)
+        ):
+            raise TypeError(f"originals: got {originals!r}, expected None or a tuple of scale numbers")
         chosen = tuple(range(num_scales)) if originals is None else tuple(originals)
         if list(chosen) != sorted(set(chosen)) or any(not 0 <= i < num_scales for i in chosen):
             raise ValueError(f"originals: got {chosen}, expected increasing scale numbers in [0, {num_scales})")
-        plan = _cached_plan(num_scales, tuple(operators), chosen, bool(squared))
+        plan = _cached_plan(num_scales, tuple(operators), chosen, squared)
         if plan.num_maps == 0:
             raise ValueError(
                 f"originals and operators: got originals={chosen}, operators={tuple(operators)} with num_scales="

@@ -169,4 +169,6 @@ def backward(
     vjp = torch.func.vjp(stats_of, *logits, *given)[1]
     gradients = vjp(grad_stats.to(compute_dtype(logits[0].dtype)))
     rest = iter(gradients[len(logits) :])
-    return list(gradients[: len(logits)]), [None if p is None else next(rest) for p in parameters]
+    # An `add` of full-size scales hands the same tensor to all of them, and outputs of an op may not share memory.
+    scales = [g.clone() for g in gradients[: len(logits)]]
+    return scales, [None if p is None else next(rest) for p in parameters]

@@ -250,13 +250,30 @@ def test_sizes_that_contradict_the_order(nothing_runs: None) -> None:
         ("fine_to_coarse", coarse_first, [(4, 4), (8, 8)], "coarse_to_fine"),
     ):
         criterion = LoMixLoss(3, 2, order=order)
-        message = f"logits: got native sizes {sizes}, which contradict order='{order}'; pass order='{remedy}'"
+        message = f"logits: got native sizes {sizes}, which contradict order='{order}', expected no axis to "
         for call in (criterion, criterion.map_losses):
-            with pytest.raises(ValueError, match=re.escape(message)):
+            with pytest.raises(ValueError, match=re.escape(message) + f".*pass order='{remedy}'"):
                 call(logits, good_target())
     one_axis = [torch.randn(2, 3, 4, 4), torch.randn(2, 3, 8, 2)]
-    with pytest.raises(ValueError, match=r"logits: got native sizes \[\(4, 4\), \(8, 2\)\]"):
+    with pytest.raises(ValueError, match=r"logits: got native sizes \[\(4, 4\), \(8, 2\)\].*sort the list by size"):
         LoMixLoss(3, 2)(one_axis, good_target())
+
+
+def test_a_stack_of_scales_does_not_pass_for_a_volume(nothing_runs: None) -> None:
+    with pytest.raises(ValueError, match=r"logits: got one tensor \(2, 4, 4, 8, 8\).*logits.unbind\(1\)"):
+        LoMixLoss(4, 4)(torch.randn(2, 4, 4, 8, 8), torch.randint(4, (2, 1, 8, 8)))
+
+
+@pytest.mark.parametrize("name", ["squared_pred", "include_background", "batch"])
+def test_flags_must_be_true_or_false(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name}: got 'no', expected True or False"):
+        LoMixLoss(3, 2, **{name: "no"})
+
+
+@pytest.mark.parametrize("originals", [1, "01", (0.0, 1)])
+def test_originals_must_be_scale_numbers(originals: object) -> None:
+    with pytest.raises(TypeError, match=r"originals: got .*, expected None or a tuple of scale numbers"):
+        MixPlan.create(2, originals=originals)  # type: ignore[arg-type]
 
 
 def test_equal_sizes_contradict_no_order() -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lomix_fast import LoMixLoss, MixPlan
+from lomix_fast import LoMixLoss, MixPlan, map_stats
 from lomix_fast.recipe import map_losses
 from lomix_fast.reference import map_stats_reference, mixed_maps, upsample
 
@@ -189,3 +189,12 @@ def test_products_of_half_logits_do_not_overflow() -> None:
     stats, _ = map_stats_reference(logits, torch.zeros(1, 2, 2, dtype=torch.int64), MixPlan.create(4, ("mul",)))
     assert stats.dtype == torch.float32
     assert torch.allclose(stats[:, :, 0], torch.full((1, 15), 4 * F.softplus(torch.zeros(())).item()))
+
+
+def test_full_size_sums_share_no_gradient() -> None:
+    """Autograd gives both members of an `add` the same tensor; the registered op may not return it twice."""
+    logits = [torch.randn(1, 3, 4, 4, requires_grad=True) for _ in range(2)]
+    plan = MixPlan.create(2, ("add",), originals=())
+    stats, _ = map_stats(logits, torch.randint(3, (1, 4, 4)), plan, impl="reference")
+    stats.sum().backward()
+    assert logits[0].grad is not None and torch.equal(logits[0].grad, logits[1].grad)

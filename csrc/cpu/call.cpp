@@ -1,6 +1,7 @@
 #include "call.h"
 
 #include <ATen/Functions.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 
@@ -42,6 +43,44 @@ std::array<int64_t, 3> as_zyx(at::IntArrayRef values, size_t first, int64_t miss
 }
 
 }  // namespace
+
+void check_inputs(const Inputs& inputs) {
+  const int64_t L = static_cast<int64_t>(inputs.logits.size());
+  TORCH_CHECK_VALUE(L >= 1 && L <= kMaxScales, "logits: got ", L, " tensors, expected 1 to ", kMaxScales);
+  const at::Tensor& first = inputs.logits[0];
+  const int64_t C = first.dim() >= 3 && first.dim() <= 5 ? first.size(1) : 0;
+  TORCH_CHECK_VALUE(C >= 1, "logits[0]: got shape ", first.sizes(), ", expected [B, C, *native]");
+  for (const at::Tensor& z : inputs.logits) {
+    TORCH_CHECK_VALUE(z.dim() == first.dim() && z.size(0) == first.size(0) && z.size(1) == C &&
+                          z.scalar_type() == first.scalar_type() && z.device().is_cpu(),
+                      "logits: got ", z.toString(), " ", z.sizes(), ", expected what logits[0] has: ", first.toString(),
+                      " ", first.sizes());
+  }
+  TORCH_CHECK_VALUE(
+      inputs.target.dim() == first.dim() - 1 && inputs.target.size(0) == first.size(0) &&
+          inputs.target.device().is_cpu() && at::isIntegralType(inputs.target.scalar_type(), /*includeBool=*/true),
+      "target: got ", inputs.target.toString(), " ", inputs.target.sizes(), ", expected integers [B, *full] on CPU");
+  TORCH_CHECK_VALUE(inputs.maps.size() % 4 == 0, "maps: got ", inputs.maps.size(), " integers, expected four a map");
+  const int64_t S = (int64_t{1} << L) - 1 - L, K = L * (int64_t{1} << (L - 1)) - L;
+  const auto expect = [](const char* name, const std::optional<at::Tensor>& given, at::IntArrayRef shape) {
+    TORCH_CHECK_VALUE(!given.has_value() || given->sizes() == shape, name, ": got shape ", given->sizes(),
+                      ", expected ", shape);
+  };
+  expect("cat_weight", inputs.cat_weight, {K, C, C});
+  expect("cat_bias", inputs.cat_bias, {S, C});
+  expect("awf_weight", inputs.awf_weight, {K, C});
+  expect("awf_bias", inputs.awf_bias, {K});
+  for (size_t i = 0; i < inputs.maps.size(); i += 4) {
+    const int64_t op = inputs.maps[i], mask = inputs.maps[i + 1], subset = inputs.maps[i + 2];
+    const bool known = op >= 0 && op <= static_cast<int64_t>(Operator::kAwf) && mask > 0 && mask >> L == 0;
+    TORCH_CHECK_VALUE(known && subset < S && inputs.maps[i + 3] + __builtin_popcountll(mask) <= K + (op == 0 ? L : 0),
+                      "maps: got operator ", op, " with members ", mask, ", which no plan of ", L, " scales has");
+    TORCH_CHECK_VALUE(op != static_cast<int64_t>(Operator::kCat) || (inputs.cat_weight && inputs.cat_bias),
+                      "cat_weight and cat_bias: got None, expected tensors because the plan has 'cat'");
+    TORCH_CHECK_VALUE(op != static_cast<int64_t>(Operator::kAwf) || (inputs.awf_weight && inputs.awf_bias),
+                      "awf_weight and awf_bias: got None, expected tensors because the plan has 'awf'");
+  }
+}
 
 template <typename T>
 Call<T>::Call(const Inputs& inputs) {

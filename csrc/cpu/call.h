@@ -22,6 +22,10 @@ struct Inputs {
   bool squared;
 };
 
+// Raises ValueError (in Python) unless the kernels can rely on the inputs. lomix_fast/checks.py says it in better words
+// to those who come through map_stats.
+void check_inputs(const Inputs& inputs);
+
 // Owns everything `problem` points to. T is the arithmetic type: double for double logits, float for all others.
 template <typename T>
 class Call {

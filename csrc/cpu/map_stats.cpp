@@ -142,7 +142,8 @@ void gather_native(const Call<T>& call, int64_t l) {
   });
 }
 
-// Parameter gradients of all units. Units share a slot in runs of fixed length, so that many classes cost no memory.
+// Parameter gradients of all units. Units share a slot in runs of fixed length: at most 48 MiB of slots, or 8 slots
+// where those are larger (W alone takes K * C * C doubles a slot: 117 MiB in all at L = 4, C = 256).
 template <typename T>
 class ParameterSums {
  public:
@@ -189,6 +190,9 @@ std::vector<at::Tensor> backward(const at::Tensor& grad_stats, const Inputs& inp
   Call<T> call(inputs);
   Problem<T>& problem = call.problem;
   const int64_t num_units = static_cast<int64_t>(call.units.size());
+  const int64_t B = call.batch, M = problem.num_maps, columns = 1 + 2 * problem.num_classes;
+  TORCH_CHECK_VALUE(grad_stats.sizes() == at::IntArrayRef({B, M, columns}), "grad_stats: got shape ",
+                    grad_stats.sizes(), ", expected [", B, ", ", M, ", ", columns, "]");
   const at::Tensor grads = grad_stats.to(c10::CppTypeToScalarType<T>::value).contiguous();
   problem.grad_stats = grads.template const_data_ptr<T>();
   const c10::DataPtr native = c10::GetCPUAllocator()->allocate(static_cast<size_t>(call.native_grad_size) * sizeof(T));
@@ -236,10 +240,12 @@ std::vector<at::Tensor> backward(const at::Tensor& grad_stats, const Inputs& inp
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> map_stats_forward(const Inputs& inputs) {
+  check_inputs(inputs);
   return inputs.logits[0].scalar_type() == at::kDouble ? forward<double>(inputs) : forward<float>(inputs);
 }
 
 std::vector<at::Tensor> map_stats_backward(const at::Tensor& grad_stats, const Inputs& inputs) {
+  check_inputs(inputs);
   return inputs.logits[0].scalar_type() == at::kDouble ? backward<double>(grad_stats, inputs)
                                                        : backward<float>(grad_stats, inputs);
 }

@@ -6,10 +6,16 @@
 namespace lomix::cpu {
 inline namespace CPU_CAPABILITY {
 
+// Labels were checked before the forward pass; the comparison is for those somebody changes before the backward pass.
 template <typename T, typename Label>
-void mark_labels(const Tile<T>& tile, const Label* labels) {
+void mark_labels(const Tile<T>& tile, const Label* labels, int64_t num_classes) {
   const T ones = Tile<T>::all_ones();
-  for (int64_t p = 0; p < tile.count; ++p) tile.label_mask[static_cast<int64_t>(labels[p]) * tile.capacity + p] = ones;
+  for (int64_t p = 0; p < tile.count; ++p) {
+    const int64_t label = static_cast<int64_t>(labels[p]);
+    if (static_cast<uint64_t>(label) < static_cast<uint64_t>(num_classes)) {
+      tile.label_mask[label * tile.capacity + p] = ones;
+    }
+  }
 }
 
 // Fill tile.label_mask for the `count` pixels that start at `pixel` of the whole label tensor.
@@ -17,11 +23,16 @@ template <typename T>
 void load_labels(const Problem<T>& problem, const Tile<T>& tile, int64_t pixel) {
   std::memset(tile.label_mask, 0, sizeof(T) * problem.num_classes * tile.capacity);
   switch (problem.label_type) {
-    case LabelType::kUInt8: return mark_labels(tile, static_cast<const uint8_t*>(problem.labels) + pixel);
-    case LabelType::kInt8: return mark_labels(tile, static_cast<const int8_t*>(problem.labels) + pixel);
-    case LabelType::kInt16: return mark_labels(tile, static_cast<const int16_t*>(problem.labels) + pixel);
-    case LabelType::kInt32: return mark_labels(tile, static_cast<const int32_t*>(problem.labels) + pixel);
-    case LabelType::kInt64: return mark_labels(tile, static_cast<const int64_t*>(problem.labels) + pixel);
+    case LabelType::kUInt8:
+      return mark_labels(tile, static_cast<const uint8_t*>(problem.labels) + pixel, problem.num_classes);
+    case LabelType::kInt8:
+      return mark_labels(tile, static_cast<const int8_t*>(problem.labels) + pixel, problem.num_classes);
+    case LabelType::kInt16:
+      return mark_labels(tile, static_cast<const int16_t*>(problem.labels) + pixel, problem.num_classes);
+    case LabelType::kInt32:
+      return mark_labels(tile, static_cast<const int32_t*>(problem.labels) + pixel, problem.num_classes);
+    case LabelType::kInt64:
+      return mark_labels(tile, static_cast<const int64_t*>(problem.labels) + pixel, problem.num_classes);
   }
 }
 
