@@ -33,7 +33,7 @@ def prepared(name: str) -> Prepared:
     return contender(name).prepare(make_problem(CASE.case))
 
 
-@pytest.fixture(params=["fused", "eager"], scope="module")
+@pytest.fixture(params=["fused", "plain", "official", "eager"], scope="module")
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -67,6 +69,17 @@ def available_backends(device: torch.device | str = "cpu") -> dict[str, str | No
     return {name: backend.why_not(where) for name, backend in BACKENDS.items()}
 
 
+@lru_cache(maxsize=1)
+def _warn_of_fallback() -> None:
+    """Say once a process that the slow path runs; pip hides what the build has said."""
+    warnings.warn(
+        f"impl='auto' runs plain PyTorch instead of the fused CPU kernel: {cpu.load_error()}. "
+        "Pass impl='eager' to accept it in silence",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
 @torch.compiler.assume_constant_result  # looks at what is installed, which torch.compile need not trace
 def choose(impl: str, device: torch.device) -> str:
     """Resolve `impl` to the name of a backend that can run on `device`.
@@ -76,6 +89,8 @@ def choose(impl: str, device: torch.device) -> str:
         RuntimeError: a named backend cannot run there; the message holds its reason. Only "auto" falls back.
     """
     if impl == "auto":
+        if device.type == "cpu" and cpu.load_error() is not None:
+            _warn_of_fallback()
         return next(name for name in _PREFERENCE if BACKENDS[name].why_not(device) is None)
     if impl not in BACKENDS:
         raise ValueError(f"impl: got {impl!r}, expected 'auto' or one of {tuple(BACKENDS)}")

@@ -25,12 +25,12 @@ def best() -> str:
 
 
 def run_python(capability: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A Python of its own, since the capability is chosen once a process; it runs in tests/."""
+    """A Python of its own, since the capability is chosen once a process."""
     environment = {**os.environ, "LOMIX_FAST_CPU_CAPABILITY": capability}
     return subprocess.run(
         [sys.executable, *arguments],
         env=environment,
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         check=False,
@@ -46,7 +46,9 @@ def test_all_cases_pass_on_every_capability(capability: str) -> None:
     if capability == best() and "LOMIX_FAST_CPU_CAPABILITY" not in os.environ:
         pytest.skip(f"{capability} is what the other tests run")
     select = "test_forward_and_backward and -cpu"
-    done = run_python(capability, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_backends.py", "-k", select)
+    done = run_python(
+        capability, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_backends.py", "-k", select
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert " passed" in done.stdout and "failed" not in done.stdout
 

@@ -166,8 +166,10 @@ def test_parameters(name: str, nothing_runs: None) -> None:
 def test_plan_and_weights(nothing_runs: None) -> None:
     expect(TypeError, ("plan: got str", "MixPlan"), map_stats, good_logits(), good_target(), "add")
     arguments = (good_logits(), good_target())
-    expect(ValueError, ("weights: got (4,)", "[3]"), lomix_loss, *arguments, torch.ones(4), ADD)
-    expect(ValueError, ("weights: got list", "[3]"), lomix_loss, *arguments, [1.0] * 3, ADD)
+    expect(TypeError, ("plan: got str", "MixPlan"), lomix_loss, *arguments, torch.ones(3), "add")
+    expect(ValueError, ("weights: got shape (4,)", "[3]"), lomix_loss, *arguments, torch.ones(4), ADD)
+    expect(TypeError, ("weights: got list", "float"), lomix_loss, *arguments, [1.0] * 3, ADD)
+    expect(TypeError, ("weights: got torch.int64", "float"), lomix_loss, *arguments, torch.ones(3).long(), ADD)
 
 
 CREATE = {

@@ -64,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
         return _fail(error, 2)
     try:
         run_demo(settings, arguments.out)
-    except ArithmeticError as error:
+    except ValueError as error:  # an option that does not fit the data
+        return _fail(error, 2)
+    except (ArithmeticError, RuntimeError) as error:
         return _fail(error, 1)
     return 0
 

@@ -137,8 +137,13 @@ def batches(data: SliceSet, size: int, steps: int, generator: torch.Generator) -
 
     Yields:
         Images [B, 1, H, W] float32 and labels [B, H, W] int64.
+
+    Raises:
+        ValueError: `size` is larger than the set.
     """
     count = len(data.numbers)
+    if size > count:
+        raise ValueError(f"--batch: got {size}, expected at most {count}, the training slices at this resolution")
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(steps):
         if len(order) < size:
