@@ -1,6 +1,7 @@
 // The four mixes on a tile, and their adjoints. Every buffer is [.., capacity], pixels fastest.
 #pragma once
 
+#include "exponential.h"
 #include "tile.h"
 
 namespace lomix::cpu {
@@ -156,7 +157,7 @@ void attend(const Tile<T>& tile, const MapSpec& spec, int C, const T* weight, co
     }
     Vec<T> sum(0);
     for (int j = 0; j < spec.num_members; ++j) {
-      score[j] = (score[j] - top).exp_u20();
+      score[j] = exp_nonpositive<T>(score[j] - top);
       sum = sum + score[j];
     }
     const Vec<T> inverse = Vec<T>(1) / sum;

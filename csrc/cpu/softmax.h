@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "exponential.h"
 #include "mix.h"
 
 namespace lomix::cpu {
@@ -44,22 +45,22 @@ double exponentiate(const Tile<T>& tile, const T* map, int C, int64_t period) {
     for (int c = 1; c < C; ++c) {
       for (int u = 0; u < U; ++u) {
         const Vec<T> x = Vec<T>::loadu(map + c * ld + p + u * kV);
-        top[u] = at::vec::maximum(top[u], x);
+        top[u] = at::vec::clamp_min(x, top[u]);  // may lose a NaN, which then comes back as exp(NaN)
         if constexpr (kWithCe) own[u] = own[u] + (x & Vec<T>::loadu(tile.label_mask + c * ld + p + u * kV));
       }
     }
     // 2. exponentials and their sum
     for (int c = 0; c < C; ++c) {
       for (int u = 0; u < U; ++u) {
-        const Vec<T> e = (Vec<T>::loadu(map + c * ld + p + u * kV) - top[u]).exp_u20();
+        const Vec<T> e = exp_nonpositive<T>(Vec<T>::loadu(map + c * ld + p + u * kV) - top[u]);
         e.store(tile.map + c * ld + p + u * kV);
         sum[u] = sum[u] + e;
       }
     }
-    // 3. exp_u20 maps NaN to a number; top - top brings it back (and is 0 for every finite map)
+    // 3. its inverse, and the parts of the cross-entropy
     for (int u = 0; u < U; ++u) {
       const Vec<T> lanes = Vec<T>::loadu(tile.lane_mask + p + u * kV);
-      ((Vec<T>(1) / sum[u] + (top[u] - top[u])) & lanes).store(tile.inverse + p + u * kV);
+      ((Vec<T>(1) / sum[u]) & lanes).store(tile.inverse + p + u * kV);
       if constexpr (kWithCe) {
         margin = margin + ((top[u] - own[u]) & lanes);
         product = product * Vec<T>::blendv(Vec<T>(1), sum[u], lanes);
