@@ -4,6 +4,9 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <map>
+#include <set>
+#include <utility>
 
 namespace lomix::cpu {
 namespace {
@@ -11,6 +14,9 @@ namespace {
 // Enough units to keep many cores busy; fixed, so that the order of every sum is the same on every machine.
 constexpr int64_t kTargetUnits = 96;
 constexpr int64_t kMinPixelsPerUnit = 1024;
+constexpr double kLog2E = 1.44269504088896340736;
+// Of the enlarged rows that a pass keeps; the backward pass keeps their gradients as well.
+constexpr int64_t kBlockBytes = 256 * 1024;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -70,11 +76,18 @@ void check_inputs(const Inputs& inputs) {
   expect("cat_bias", inputs.cat_bias, {S, C});
   expect("awf_weight", inputs.awf_weight, {K, C});
   expect("awf_bias", inputs.awf_bias, {K});
+  std::set<std::pair<int64_t, int64_t>> seen;
   for (size_t i = 0; i < inputs.maps.size(); i += 4) {
     const int64_t op = inputs.maps[i], mask = inputs.maps[i + 1], subset = inputs.maps[i + 2];
     const bool known = op >= 0 && op <= static_cast<int64_t>(Operator::kAwf) && mask > 0 && mask >> L == 0;
     TORCH_CHECK_VALUE(known && subset < S && inputs.maps[i + 3] + __builtin_popcountll(mask) <= K + (op == 0 ? L : 0),
                       "maps: got operator ", op, " with members ", mask, ", which no plan of ", L, " scales has");
+    TORCH_CHECK_VALUE(op == 0 ? __builtin_popcountll(mask) == 1
+                              : __builtin_popcountll(mask) > 1 && subset >= 0 && inputs.maps[i + 3] >= 0,
+                      "maps: got operator ", op, " with members ", mask, " of subset ", subset,
+                      ", expected one member of an original and two or more of a mix, with its rows");
+    TORCH_CHECK_VALUE(seen.emplace(op, mask).second, "maps: got operator ", op, " with members ", mask,
+                      " twice, expected each map once");
     TORCH_CHECK_VALUE(op != static_cast<int64_t>(Operator::kCat) || (inputs.cat_weight && inputs.cat_bias),
                       "cat_weight and cat_bias: got None, expected tensors because the plan has 'cat'");
     TORCH_CHECK_VALUE(op != static_cast<int64_t>(Operator::kAwf) || (inputs.awf_weight && inputs.awf_bias),
@@ -97,41 +110,92 @@ Call<T>::Call(const Inputs& inputs) {
   problem.width = full[2];
   kept_.push_back(inputs.target.contiguous());
   problem.labels = kept_.back().const_data_ptr();
-  problem.num_pairs = problem.num_scales * (int64_t{1} << (problem.num_scales - 1)) - problem.num_scales;
-  problem.num_subsets = (int64_t{1} << problem.num_scales) - 1 - problem.num_scales;
-  problem.cat_weight = parameter(inputs.cat_weight);
-  problem.cat_bias = parameter(inputs.cat_bias);
-  problem.awf_weight = parameter(inputs.awf_weight);
-  problem.awf_bias = parameter(inputs.awf_bias);
+  problem.cat_bias = parameter(inputs.cat_bias, kLog2E);
+  problem.awf_bias = parameter(inputs.awf_bias, kLog2E);
   read_plan(inputs);
   read_scales(inputs);
+  make_projections(inputs);
+  choose_block_width();
   make_units();
 }
 
 template <typename T>
-const T* Call<T>::parameter(const std::optional<at::Tensor>& given) {
+const T* Call<T>::parameter(const std::optional<at::Tensor>& given, double factor) {
   if (!given.has_value()) return nullptr;
-  kept_.push_back(given->to(c10::CppTypeToScalarType<T>::value).contiguous());
+  const at::Tensor cast = given->to(c10::CppTypeToScalarType<T>::value);
+  kept_.push_back((factor == 1 ? cast : cast.mul(factor)).contiguous());
   return kept_.back().template const_data_ptr<T>();
 }
 
 template <typename T>
 void Call<T>::read_plan(const Inputs& inputs) {
-  for (size_t i = 0; i + 3 < inputs.maps.size(); i += 4) {
-    MapSpec spec{};
-    spec.op = static_cast<Operator>(inputs.maps[i]);
-    for (int l = 0; l < kMaxScales; ++l) {
-      if ((inputs.maps[i + 1] >> l & 1) != 0) {
-        spec.members[spec.num_members++] = l;
-        problem.scales[l].used = true;
-      }
+  std::fill(std::begin(problem.original), std::end(problem.original), -1);
+  problem.num_maps = static_cast<int64_t>(inputs.maps.size() / 4);
+  std::map<int64_t, size_t> place;  // of each set of members among the subsets
+  for (int64_t m = 0; m < problem.num_maps; ++m) {
+    const int64_t op = inputs.maps[4 * m], mask = inputs.maps[4 * m + 1];
+    for (int l = 0; l < kMaxScales; ++l) problem.scales[l].used |= (mask >> l & 1) != 0;
+    if (op == static_cast<int64_t>(Operator::kOrig)) {
+      problem.original[__builtin_ctzll(mask)] = static_cast<int>(m);
+      continue;
     }
-    spec.subset = static_cast<int>(inputs.maps[i + 2]);
-    spec.first_pair = static_cast<int>(inputs.maps[i + 3]);
-    maps_.push_back(spec);
+    problem.has_add |= op == static_cast<int64_t>(Operator::kAdd);
+    const auto [at, is_new] = place.try_emplace(mask, subsets_.size());
+    if (is_new) {
+      Subset subset{};
+      std::fill(std::begin(subset.map), std::end(subset.map), -1);
+      for (int l = 0; l < kMaxScales; ++l) {
+        if ((mask >> l & 1) != 0) subset.members[subset.size++] = l;
+      }
+      subset.index = static_cast<int>(inputs.maps[4 * m + 2]);
+      subset.first_pair = static_cast<int>(inputs.maps[4 * m + 3]);
+      subsets_.push_back(subset);
+    }
+    subsets_[at->second].map[op] = static_cast<int>(m);
   }
-  problem.maps = maps_.data();
-  problem.num_maps = static_cast<int64_t>(maps_.size());
+  problem.subsets = subsets_.data();
+  problem.num_subsets = static_cast<int64_t>(subsets_.size());
+}
+
+template <typename T>
+void Call<T>::make_projections(const Inputs& inputs) {
+  const T *weight = parameter(inputs.cat_weight), *score = parameter(inputs.awf_weight);
+  const int64_t C = problem.num_classes;
+  const auto append = [&](int64_t scale, const T* from, int64_t rows) {
+    const int64_t first = problem.scales[scale].rows;
+    projection_[scale].insert(projection_[scale].end(), from, from + rows * C);
+    problem.scales[scale].rows += rows;
+    return static_cast<int>(first);
+  };
+  for (Subset& subset : subsets_) {
+    for (int j = 0; j < subset.size; ++j) {
+      const int64_t pair = subset.first_pair + j, member = subset.members[j];
+      subset.cat_row[j] = subset.of(Operator::kCat) < 0 ? -1 : append(member, weight + pair * C * C, C);
+      subset.awf_row[j] = subset.of(Operator::kAwf) < 0 ? -1 : append(member, score + pair * C, 1);
+    }
+  }
+  for (int64_t l = 0; l < problem.num_scales; ++l) {
+    Scale<T>& scale = problem.scales[l];
+    scale.rows_padded = ceil_div(scale.rows, 4) * 4;
+    projection_[l].resize(static_cast<size_t>(scale.rows_padded * C), T(0));
+    scale.projection = projection_[l].data();
+    for (T value : projection_[l]) projection_log2_[l].push_back(value * static_cast<T>(kLog2E));
+    scale.projection_log2 = projection_log2_[l].data();
+  }
+}
+
+// As many columns at once as keep the enlarged rows of all scales in the second-level cache, and at least a tile.
+template <typename T>
+void Call<T>::choose_block_width() {
+  int64_t pixel_bytes = 0;
+  for (int64_t l = 0; l < problem.num_scales; ++l) {
+    const Scale<T>& scale = problem.scales[l];
+    if (scale.used) pixel_bytes += scale.slots * (scale.rows_padded + problem.num_classes) * sizeof(T);
+  }
+  const int64_t all = ceil_div(problem.width, kTileWidth);
+  const int64_t most = std::max<int64_t>(kBlockBytes / std::max<int64_t>(pixel_bytes * kTileWidth, 1), 1);
+  const int64_t blocks = ceil_div(all, most);
+  problem.block_width = ceil_div(all, blocks) * kTileWidth;
 }
 
 template <typename T>
@@ -150,6 +214,11 @@ void Call<T>::read_scales(const Inputs& inputs) {
       scale.stride[2 + axis] = stride[axis];
       make_axis(l, axis, size[axis], full[axis]);
     }
+    const Axis<T>& rows = scale.axis[1];
+    for (int64_t y = 0; y < problem.height; ++y) {
+      const int64_t last = std::min(y + kTileRows, problem.height) - 1;
+      scale.slots = std::max<int64_t>(scale.slots, rows.hi[last] - rows.lo[y] + 1);
+    }
   }
 }
 
@@ -158,17 +227,20 @@ template <typename T>
 void Call<T>::make_axis(int64_t scale, int axis, int64_t native, int64_t full) {
   std::vector<Index>&lo = index_[scale][2 * axis], &hi = index_[scale][2 * axis + 1];
   std::vector<T>& frac = frac_[scale][axis];
-  lo.resize(full);
-  hi.resize(full);
-  frac.resize(full);
+  lo.resize(full + kAxisPadding);
+  hi.resize(full + kAxisPadding);
+  frac.resize(full + kAxisPadding);
   const double ratio = static_cast<double>(native) / static_cast<double>(full);
   for (int64_t i = 0; i < full; ++i) {
     const double source = std::max(0.0, (static_cast<double>(i) + 0.5) * ratio - 0.5);
     const int64_t below = std::min(static_cast<int64_t>(source), native - 1);
     lo[i] = static_cast<Index>(below);
-    hi[i] = static_cast<Index>(std::min(below + 1, native - 1));
-    frac[i] = native == full ? T(0) : static_cast<T>(source - static_cast<double>(below));
+    frac[i] = native == full || below == native - 1 ? T(0) : static_cast<T>(source - static_cast<double>(below));
+    hi[i] = static_cast<Index>(frac[i] == T(0) ? below : below + 1);
   }
+  std::fill(lo.begin() + full, lo.end(), lo[full - 1]);
+  std::fill(hi.begin() + full, hi.end(), hi[full - 1]);
+  std::fill(frac.begin() + full, frac.end(), frac[full - 1]);
   problem.scales[scale].axis[axis] = {lo.data(), hi.data(), frac.data()};
 }
 

@@ -40,15 +40,21 @@ class Call {
   int64_t units_per_sample = 0;
   int64_t native_grad_size = 0;  // elements of T that the private gradients of all units take
 
+  // The subsets that have a map, with the places of W and u among the rows of the projections.
+  const std::vector<Subset>& subsets() const { return subsets_; }
+
  private:
   void read_plan(const Inputs& inputs);
+  void make_projections(const Inputs& inputs);
+  void choose_block_width();
   void read_scales(const Inputs& inputs);
   void make_axis(int64_t scale, int axis, int64_t native, int64_t full);
   void make_units();
-  const T* parameter(const std::optional<at::Tensor>& given);
+  const T* parameter(const std::optional<at::Tensor>& given, double factor = 1);  // contiguous, times `factor`
 
   using Index = typename Axis<T>::Index;
-  std::vector<MapSpec> maps_;
+  std::vector<Subset> subsets_;
+  std::array<std::vector<T>, kMaxScales> projection_, projection_log2_;
   std::vector<at::Tensor> kept_;                                     // contiguous copies, where one was needed
   std::array<std::array<std::vector<Index>, 6>, kMaxScales> index_;  // lo and hi of z, y, x
   std::array<std::array<std::vector<T>, 3>, kMaxScales> frac_;

@@ -1,7 +1,5 @@
 // Backward pass of one unit: maps made again, their gradients pushed through softmax, mix and interpolation.
 #include "dispatch.h"
-#include "softmax.h"
-#include "sweep.h"
 #include "unmix.h"
 
 namespace lomix::cpu {
@@ -10,10 +8,14 @@ inline namespace CPU_CAPABILITY {
 template <typename T>
 struct BackwardState {
   Tile<T> tile;
-  PerScale<RowReader<T>> readers;
-  PerScale<RowWriter<T>> writers;
-  BackwardState(const Problem<T>& problem, Arena& arena)
-      : tile(problem, true, arena), readers(problem, arena), writers(problem, arena) {}
+  PerScale<RowGrads<T>> rows;
+  SubsetGrads<T> grads;
+  BackwardState(const Problem<T>& problem, Arena& arena) : tile(problem, arena), rows(problem, arena) {
+    const int64_t L = problem.num_scales, map = problem.num_classes * kTilePixels;
+    grads = {arena.take<T>(map),     arena.take<T>(map),
+             arena.take<T>(map),     arena.take<T>(map),
+             arena.take<T>(L * kTilePixels), arena.take<T>(L * map)};
+  }
 };
 
 template <typename T>
@@ -23,49 +25,83 @@ int64_t backward_scratch(const Problem<T>& problem) {
   return arena.used();
 }
 
-template <typename T>
-void backward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, const ParameterGrads& out) {
+template <int kC, typename T>
+void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* grad_stats) {
+  const Tile<T>& tile = state.tile;
+  const int64_t C = problem.num_classes, map_size = C * kTilePixels;
+  const auto grad_of = [&](int map) { return grad_stats + map * (1 + 2 * C); };
+  for (int64_t l = 0; l < problem.num_scales; ++l) {
+    if (!problem.scales[l].used) continue;
+    load_own(tile, l);
+    T* to = state.grads.scales + l * map_size;
+    if (problem.original[l] < 0) std::memset(to, 0, sizeof(T) * map_size);
+    if (problem.original[l] < 0 && !problem.has_add) continue;
+    const MapInput<T> in = exponentiate_scale(tile, l);
+    if (problem.original[l] < 0) continue;
+    softmax_gradient<kC, From::kExponentials>(tile, in, problem.squared, grad_of(problem.original[l]), to);
+  }
+  for (int64_t i = 0; i < problem.num_subsets; ++i) {
+    const Subset& subset = problem.subsets[i];
+    with_size(subset.size, [&]<int kSize>() {
+      SubsetGrads<T> grads = state.grads;
+      const auto differentiate = [&]<From kFrom>(Operator op, T*& to, const auto& make) {
+        if (subset.of(op) < 0) {
+          to = nullptr;
+        } else {
+          softmax_gradient<kC, kFrom>(tile, make(), problem.squared, grad_of(subset.of(op)), to);
+        }
+      };
+      differentiate.template operator()<From::kExponentials>(Operator::kAdd, grads.add,
+                                                             [&] { return make_add<T, kSize>(tile, subset); });
+      differentiate.template operator()<From::kLogits>(Operator::kMul, grads.mul,
+                                                       [&] { return make_mul<T, kSize>(tile, subset); });
+      differentiate.template operator()<From::kLogits>(Operator::kCat, grads.cat, [&] {
+        return make_cat<T, kSize>(tile, subset, problem.cat_bias, state.rows);
+      });
+      differentiate.template operator()<From::kLogits>(Operator::kAwf, grads.awf, [&] {
+        return make_awf<T, kSize>(tile, subset, problem.awf_bias, state.rows);
+      });
+      if (grads.add != nullptr || grads.mul != nullptr || grads.awf != nullptr) {
+        unmix_subset<T, kSize>(tile, subset, grads);
+      }
+      unmix_projected(tile, subset, grads, state.rows);
+    });
+  }
+  for (int64_t l = 0; l < problem.num_scales; ++l) {
+    if (problem.scales[l].used) state.rows[l].spread_raw(tile, state.grads.scales + l * map_size);
+  }
+}
+
+template <int kC, typename T>
+void backward_unit_of(const Problem<T>& problem, const Unit& unit, void* scratch, const ProjectionGrads& out) {
+  const FlushSubnormals flush;
   Arena arena(scratch);
   BackwardState<T> state(problem, arena);
-  Tile<T>& tile = state.tile;
-  const int C = static_cast<int>(problem.num_classes);
-  const int64_t period = log_period<T>(C);
+  const int64_t L = problem.num_scales, C = problem.num_classes;
   const T* grad_stats = problem.grad_stats + unit.batch * problem.num_maps * (1 + 2 * C);
-  for (int64_t l = 0; l < problem.num_scales; ++l) {
-    if (problem.scales[l].identity) continue;
+  for (int64_t l = 0; l < L; ++l) {
+    if (!problem.scales[l].used || problem.scales[l].identity) continue;
     const int64_t rows = unit.native_nz[l] * unit.native_ny[l];
     std::memset(problem.native_grads + unit.native_offset[l], 0, sizeof(T) * rows * problem.scales[l].size[2] * C);
   }
-  const auto start = [&](int64_t z) {
-    for (int64_t l = 0; l < problem.num_scales; ++l) {
-      state.readers[l].start(unit.batch, z);
-      state.writers[l].start(unit, z);
-    }
+  const auto start = [&](int64_t z, int64_t x, int64_t tiles) {
+    for (int64_t l = 0; l < L; ++l) state.rows[l].start(unit, z, x, tiles);
   };
-  const auto fill = [&](const Segment& s) {
-    for (int64_t l = 0; l < problem.num_scales; ++l) {
-      state.readers[l].read(s.y, s.x, s.count, tile.scale(l, 0, C) + s.offset, tile.capacity);
-    }
+  const auto group = [&](int64_t y, int64_t y_end) {
+    for (int64_t l = 0; l < L; ++l) state.rows[l].ensure(y, y_end);
   };
-  const auto work = [&] {
-    std::memset(tile.grad_scales, 0, sizeof(T) * problem.num_scales * C * tile.capacity);
-    for (int64_t m = 0; m < problem.num_maps; ++m) {
-      const MapSpec& spec = problem.maps[m];
-      const T* map = make_map(problem, tile, spec, C);
-      exponentiate<T, false>(tile, map, C, period);
-      softmax_gradient(tile, C, problem.squared, grad_stats + m * (1 + 2 * C));
-      unmix(problem, tile, spec, C, out);
-    }
-  };
-  const auto scatter = [&](const Segment& s) {
-    for (int64_t l = 0; l < problem.num_scales; ++l) {
-      state.writers[l].write(s.y, s.x, s.count, tile.grad_scale(l, 0, C) + s.offset, tile.capacity);
-    }
-  };
+  const auto work = [&] { backward_tile<kC>(problem, state, grad_stats); };
   const auto finish = [&] {
-    for (int64_t l = 0; l < problem.num_scales; ++l) state.writers[l].finish();
+    for (int64_t l = 0; l < L; ++l) state.rows[l].finish();
   };
-  sweep(problem, unit, tile, start, fill, work, scatter, finish);
+  sweep(problem, unit, state.tile, state.rows, start, group, work, finish);
+  for (int64_t l = 0; l < L; ++l) state.rows[l].drain(out.scale[l]);
+}
+
+template <typename T>
+void backward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, const ProjectionGrads& out) {
+  with_class_count<T>(problem.num_classes,
+                      [&]<int kC>() { backward_unit_of<kC>(problem, unit, scratch, out); });
 }
 
 }  // namespace CPU_CAPABILITY

@@ -142,45 +142,66 @@ void gather_native(const Call<T>& call, int64_t l) {
   });
 }
 
-// Parameter gradients of all units. Units share a slot in runs of fixed length: at most 48 MiB of slots, or 8 slots
-// where those are larger (W alone takes K * C * C doubles a slot: 117 MiB in all at L = 4, C = 256).
+// Gradients of the projections of all units. Units share a slot in runs of fixed length: at most 48 MiB of slots, or 8
+// slots where those are larger (they take 8 K C (C + 2) bytes each: 116 MiB in all at L = 4, C = 256).
 template <typename T>
-class ParameterSums {
+class ProjectionSums {
  public:
-  ParameterSums(const Problem<T>& problem, int64_t num_units, bool cat, bool awf) {
-    const int64_t C = problem.num_classes;
-    size_ = {cat ? problem.num_pairs * C * C : 0, cat ? problem.num_subsets * C : 0, awf ? problem.num_pairs * C : 0,
-             awf ? problem.num_pairs : 0};
-    for (int64_t n : size_) slot_size_ += n;
+  ProjectionSums(const Call<T>& call, int64_t num_units) : call_(call), columns_(call.problem.num_classes + 1) {
+    for (int64_t l = 0; l < call.problem.num_scales; ++l) {
+      offset_[l] = slot_size_;
+      slot_size_ += call.problem.scales[l].rows * columns_;
+    }
     constexpr int64_t kMaxDoubles = 6 << 20, kMinSlots = 8;
     slots = std::min(num_units, std::max(kMinSlots, kMaxDoubles / std::max<int64_t>(slot_size_, 1)));
-    sums_.assign(static_cast<size_t>(slots * slot_size_), 0.0);
+    sums_.assign(static_cast<size_t>(std::max<int64_t>(slots, 1) * slot_size_), 0.0);  // an empty batch has no slot
   }
 
-  ParameterGrads slot(int64_t i) {
-    double* at = sums_.data() + i * slot_size_;
-    return {at, at + size_[0], at + size_[0] + size_[1], at + size_[0] + size_[1] + size_[2]};
+  ProjectionGrads slot(int64_t i) {
+    ProjectionGrads grads{};
+    for (int64_t l = 0; l < call_.problem.num_scales; ++l) grads.scale[l] = sums_.data() + i * slot_size_ + offset_[l];
+    return grads;
   }
 
-  // Add up the slots into a tensor shaped like the parameter.
-  at::Tensor total(int which, const std::optional<at::Tensor>& parameter, const at::Tensor& logits) const {
-    if (!parameter.has_value()) return at::empty({0}, logits.options());
-    at::Tensor out = at::empty(parameter->sizes(), parameter->options().dtype(c10::CppTypeToScalarType<T>::value));
-    T* to = out.template mutable_data_ptr<T>();
-    int64_t offset = 0;
-    for (int i = 0; i < which; ++i) offset += size_[i];
-    for (int64_t k = 0; k < size_[which]; ++k) {
-      double sum = 0;
-      for (int64_t i = 0; i < slots; ++i) sum += sums_[i * slot_size_ + offset + k];
-      to[k] = static_cast<T>(sum);
+  // Add up the slots into the gradients of W, b, u and v. A bias meets all pixels through each member's rows alike, so
+  // the last column of the first member's rows is its gradient.
+  std::vector<at::Tensor> parameters(const Inputs& inputs) {
+    for (int64_t i = 1; i < slots; ++i) {
+      for (int64_t k = 0; k < slot_size_; ++k) sums_[k] += sums_[i * slot_size_ + k];
     }
-    return out;
+    std::vector<at::Tensor> outputs;
+    for (const auto* given : {&inputs.cat_weight, &inputs.cat_bias, &inputs.awf_weight, &inputs.awf_bias}) {
+      const auto options = inputs.logits[0].options().dtype(c10::CppTypeToScalarType<T>::value);
+      outputs.push_back(given->has_value() ? at::zeros((*given)->sizes(), options) : at::empty({0}, options));
+    }
+    T *weight = data(outputs[0]), *bias = data(outputs[1]), *score = data(outputs[2]), *score_bias = data(outputs[3]);
+    const int64_t C = columns_ - 1;
+    for (const Subset& subset : call_.subsets()) {
+      for (int j = 0; j < subset.size; ++j) {
+        const int64_t pair = subset.first_pair + j;
+        const double* scale = sums_.data() + offset_[subset.members[j]];
+        for (int64_t o = 0; subset.cat_row[j] >= 0 && o < C; ++o) {
+          const double* row = scale + (subset.cat_row[j] + o) * columns_;
+          for (int64_t c = 0; c < C; ++c) weight[(pair * C + o) * C + c] = static_cast<T>(row[c]);
+          if (j == 0) bias[subset.index * C + o] = static_cast<T>(row[C]);
+        }
+        if (subset.awf_row[j] < 0) continue;
+        const double* row = scale + subset.awf_row[j] * columns_;
+        for (int64_t c = 0; c < C; ++c) score[pair * C + c] = static_cast<T>(row[c]);
+        score_bias[pair] = static_cast<T>(row[C]);
+      }
+    }
+    return outputs;
   }
 
   int64_t slots = 0;
 
  private:
-  std::array<int64_t, 4> size_{};
+  static T* data(at::Tensor& tensor) { return tensor.numel() == 0 ? nullptr : tensor.template mutable_data_ptr<T>(); }
+
+  const Call<T>& call_;
+  int64_t columns_;
+  std::array<int64_t, kMaxScales> offset_{};
   int64_t slot_size_ = 0;
   std::vector<double> sums_;
 };
@@ -193,7 +214,9 @@ std::vector<at::Tensor> backward(const at::Tensor& grad_stats, const Inputs& inp
   const int64_t B = call.batch, M = problem.num_maps, columns = 1 + 2 * problem.num_classes;
   TORCH_CHECK_VALUE(grad_stats.sizes() == at::IntArrayRef({B, M, columns}), "grad_stats: got shape ",
                     grad_stats.sizes(), ", expected [", B, ", ", M, ", ", columns, "]");
-  const at::Tensor grads = grad_stats.to(c10::CppTypeToScalarType<T>::value).contiguous();
+  const at::Tensor grads =
+      grad_stats.to(c10::CppTypeToScalarType<T>::value, /*non_blocking=*/false, /*copy=*/true).contiguous();
+  if (problem.squared) grads.narrow(2, 1 + problem.num_classes, problem.num_classes).mul_(2);  // of s^2, see softmax.h
   problem.grad_stats = grads.template const_data_ptr<T>();
   const c10::DataPtr native = c10::GetCPUAllocator()->allocate(static_cast<size_t>(call.native_grad_size) * sizeof(T));
   problem.native_grads = static_cast<T*>(native.get());
@@ -214,7 +237,7 @@ std::vector<at::Tensor> backward(const at::Tensor& grad_stats, const Inputs& inp
   }
 
   // 1. every unit: full-size gradients written, native ones kept apart, parameter gradients into the unit's slot
-  ParameterSums<T> sums(problem, num_units, inputs.cat_weight.has_value(), inputs.awf_weight.has_value());
+  ProjectionSums<T> sums(call, num_units);
   const Kernels<T>& run = kernels<T>();
   const int64_t scratch_size = run.backward_scratch(problem);
   at::parallel_for(0, sums.slots, 1, [&](int64_t begin, int64_t end) {
@@ -229,11 +252,7 @@ std::vector<at::Tensor> backward(const at::Tensor& grad_stats, const Inputs& inp
   for (int64_t l = 0; l < problem.num_scales; ++l) {
     if (problem.scales[l].used && !problem.scales[l].identity) gather_native(call, l);
   }
-  const at::Tensor& first = inputs.logits[0];
-  outputs.push_back(sums.total(0, inputs.cat_weight, first));
-  outputs.push_back(sums.total(1, inputs.cat_bias, first));
-  outputs.push_back(sums.total(2, inputs.awf_weight, first));
-  outputs.push_back(sums.total(3, inputs.awf_bias, first));
+  for (at::Tensor& gradient : sums.parameters(inputs)) outputs.push_back(std::move(gradient));
   return outputs;
 }
 

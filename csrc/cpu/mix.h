@@ -1,197 +1,181 @@
-// The four mixes on a tile, and their adjoints. Every buffer is [.., capacity], pixels fastest.
+// The four mixes of a tile: what they make of a subset of scales, as input of a softmax.
 #pragma once
 
-#include "exponential.h"
-#include "tile.h"
+#include "softmax.h"
 
 namespace lomix::cpu {
 inline namespace CPU_CAPABILITY {
 
-template <typename T>
-double horizontal_sum(const Vec<T>& v) {
-  alignas(64) T lanes[Vec<T>::size()];
-  v.store(lanes);
-  double sum = 0;
-  for (int i = 0; i < Vec<T>::size(); ++i) sum += static_cast<double>(lanes[i]);
-  return sum;
-}
-
-#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
-template <>
-inline double horizontal_sum<float>(const Vec<float>& v) {
-  const auto add = [](const Vec<float>& x, const Vec<float>& y) { return x + y; };
-  return at::vec::VecReduceAllSIMD<float, decltype(add)>::apply(add, v);
-}
-#endif
-
-// Call f.template operator()<R, N>(row, vector) over blocks of 3 rows by 4 vectors and what is left at the edges: 12
-// accumulators, 4 inputs and a factor fill the 16 registers of AVX2.
+// Call f.template operator()<size>() with the size of a subset as a constant.
 template <typename F>
-void for_blocks(int rows, int64_t vectors, const F& f) {
-  int r = 0;
-  const auto along = [&]<int R>(int row) {
-    int64_t v = 0;
-    for (; v + 4 <= vectors; v += 4) f.template operator()<R, 4>(row, v);
-    for (; v < vectors; ++v) f.template operator()<R, 1>(row, v);
-  };
-  for (; r + 3 <= rows; r += 3) along.template operator()<3>(r);
-  if (rows - r == 2) along.template operator()<2>(r);
-  if (rows - r == 1) along.template operator()<1>(r);
-}
-
-// acc[r][n] += sum over k < inner of a[r * row_stride + k * inner_stride] * x[k * capacity + vector n]
-template <int R, int N, typename T>
-void multiply_block(const T* a, int64_t row_stride, int64_t inner_stride, int inner, const T* x, int64_t capacity,
-                    Vec<T> (&acc)[R][N]) {
-  constexpr int64_t kV = Vec<T>::size();
-  for (int k = 0; k < inner; ++k) {
-    Vec<T> in[N];
-    for (int n = 0; n < N; ++n) in[n] = Vec<T>::loadu(x + k * capacity + n * kV);
-    for (int r = 0; r < R; ++r) {
-      const Vec<T> factor(a[r * row_stride + k * inner_stride]);
-      for (int n = 0; n < N; ++n) acc[r][n] = at::vec::fmadd(factor, in[n], acc[r][n]);
-    }
+inline void with_size(int size, const F& f) {
+  switch (size) {
+    case 2: return f.template operator()<2>();
+    case 3: return f.template operator()<3>();
+    case 4: return f.template operator()<4>();
+    case 5: return f.template operator()<5>();
+    default: return f.template operator()<6>();
   }
 }
 
-// d[row, column] += sum over pixels of x[row] * y[column], both [.., capacity], into a matrix of doubles.
+// Below this a product of exponentials may have lost digits that matter: a factor that underflowed was less than
+// 2^-126, so what it would have added is less than 2^-26 of a sum that is at least this.
 template <typename T>
-void accumulate_outer(const T* x, int rows, const T* y, int columns, int64_t vectors, int64_t capacity, double* d) {
-  constexpr int64_t kV = Vec<T>::size();
-  const auto block = [&]<int R, int S>(int r, int c) {
-    Vec<T> acc[R][S];
-    for (int i = 0; i < R; ++i) {
-      for (int j = 0; j < S; ++j) acc[i][j] = Vec<T>(0);
+inline constexpr T kLeastSum = sizeof(T) == 4 ? T(7.888609052210118e-31) : T(1e-290);  // 2^-100
+
+// E_l, its sum and its margin, of one scale.
+template <typename T>
+MapInput<T> exponentiate_scale(const Tile<T>& tile, int64_t l) {
+  constexpr int64_t kV = kWidth<T>;
+  const int C = tile.num_classes;
+  T *margin_at = tile.margins + l * kTilePixels, *sum_at = tile.sums + l * kTilePixels;
+  for (int64_t p = 0; p < tile.pixels(); p += kV) {
+    ClassValues<T, 0> e(tile.exponential(l) + p);
+    Vec<T> top;
+    exponentiate<0>(tile.scale(l) + p, C, e, top, Vec<T>(kLog2E<T>)).store(sum_at + p);
+    ((top - Vec<T>::loadu(tile.own + l * kTilePixels + p)) * Vec<T>(kLog2E<T>)).store(margin_at + p);
+  }
+  return {tile.exponential(l), nullptr, margin_at, sum_at};
+}
+
+// add: exp of a sum is the product of the exponentials, so none is computed here, except where scales contradict each
+// other so strongly that every class underflows.
+template <typename T, int kSize>
+MapInput<T> make_add(const Tile<T>& tile, const Subset& subset) {
+  constexpr int64_t kV = kWidth<T>;
+  const int C = tile.num_classes;
+  const T* e[kSize];
+  for (int j = 0; j < kSize; ++j) e[j] = tile.exponential(subset.members[j]);
+  for (int64_t p = 0; p < tile.pixels(); p += kV) {
+    Partial<T> sum(0);
+    for_classes<0>(C, [&](int c, auto lane) {
+      Vec<T> product = Vec<T>::loadu(e[0] + c * kTilePixels + p);
+      repeat<kSize - 1>(0, [&](int j) { product = product * Vec<T>::loadu(e[j + 1] + c * kTilePixels + p); });
+      product.store(tile.map + c * kTilePixels + p);
+      sum.part[lane] = sum.part[lane] + product;
+    });
+    Vec<T> total = sum.sum(), margin(0);
+    for (int j = 0; j < kSize; ++j) {
+      margin = margin + Vec<T>::loadu(tile.margins + subset.members[j] * kTilePixels + p);
     }
-    for (int64_t v = 0; v < vectors * kV; v += kV) {
-      Vec<T> left[R];
-      for (int i = 0; i < R; ++i) left[i] = Vec<T>::loadu(x + (r + i) * capacity + v);
-      for (int j = 0; j < S; ++j) {
-        const Vec<T> right = Vec<T>::loadu(y + (c + j) * capacity + v);
-        for (int i = 0; i < R; ++i) acc[i][j] = at::vec::fmadd(left[i], right, acc[i][j]);
+    if (__builtin_expect(any_below(total, kLeastSum<T>), 0)) {
+      Vec<T> own(0), top;
+      for (int c = 0; c < C; ++c) {
+        Vec<T> logit(0);
+        for (int j = 0; j < kSize; ++j) {
+          logit = logit + Vec<T>::loadu(tile.scale(subset.members[j]) + c * kTilePixels + p);
+        }
+        logit.store(tile.map + c * kTilePixels + p);
+        own = at::vec::fmadd(logit, Vec<T>::loadu(tile.one_hot + c * kTilePixels + p), own);
       }
+      ClassValues<T, 0> values(tile.map + p);
+      total = exponentiate<0>(tile.map + p, C, values, top, Vec<T>(kLog2E<T>));
+      margin = (top - own) * Vec<T>(kLog2E<T>);
     }
-    for (int i = 0; i < R; ++i) {
-      for (int j = 0; j < S; ++j) d[(r + i) * columns + c + j] += horizontal_sum(acc[i][j]);
+    total.store(tile.map_sum + p);
+    margin.store(tile.map_margin + p);
+  }
+  return {tile.map, nullptr, tile.map_margin, tile.map_sum};
+}
+
+template <typename T, int kSize>
+MapInput<T> make_mul(const Tile<T>& tile, const Subset& subset) {
+  constexpr int64_t kV = kWidth<T>;
+  const T *value[kSize], *own[kSize];
+  for (int j = 0; j < kSize; ++j) {
+    value[j] = tile.scale(subset.members[j]);
+    own[j] = tile.own + subset.members[j] * kTilePixels;
+  }
+  const auto multiply_row = [&](const T* const(&from)[kSize], int64_t at, T* to) {
+    for (int64_t p = 0; p < tile.pixels(); p += kV) {
+      Vec<T> product = Vec<T>(kLog2E<T>) * Vec<T>::loadu(from[0] + at + p);
+      repeat<kSize - 1>(0, [&](int j) { product = product * Vec<T>::loadu(from[j + 1] + at + p); });
+      product.store(to + p);
     }
   };
-  int r = 0;
-  for (; r + 3 <= rows; r += 3) {
-    int c = 0;
-    for (; c + 3 <= columns; c += 3) block.template operator()<3, 3>(r, c);
-    for (; c < columns; ++c) block.template operator()<3, 1>(r, c);
-  }
-  for (; r < rows; ++r) {
-    int c = 0;
-    for (; c + 3 <= columns; c += 3) block.template operator()<1, 3>(r, c);
-    for (; c < columns; ++c) block.template operator()<1, 1>(r, c);
-  }
+  for (int c = 0; c < tile.num_classes; ++c) multiply_row(value, c * kTilePixels, tile.map + c * kTilePixels);
+  multiply_row(own, 0, tile.map_own);
+  return {tile.map, tile.map_own, nullptr, nullptr};
 }
 
-template <typename T>
-void mix_add(const Tile<T>& tile, const MapSpec& spec, int C) {
-  constexpr int64_t kV = Vec<T>::size();
-  for (int c = 0; c < C; ++c) {
-    for (int64_t v = 0; v < tile.vectors * kV; v += kV) {
-      Vec<T> sum = Vec<T>::loadu(tile.scale(spec.members[0], c, C) + v);
-      for (int j = 1; j < spec.num_members; ++j) sum = sum + Vec<T>::loadu(tile.scale(spec.members[j], c, C) + v);
-      sum.store(tile.map + c * tile.capacity + v);
-    }
-  }
-}
-
-template <typename T>
-void mix_mul(const Tile<T>& tile, const MapSpec& spec, int C) {
-  constexpr int64_t kV = Vec<T>::size();
-  for (int c = 0; c < C; ++c) {
-    for (int64_t v = 0; v < tile.vectors * kV; v += kV) {
-      Vec<T> product = Vec<T>::loadu(tile.scale(spec.members[0], c, C) + v);
-      for (int j = 1; j < spec.num_members; ++j)
-        product = product * Vec<T>::loadu(tile.scale(spec.members[j], c, C) + v);
-      product.store(tile.map + c * tile.capacity + v);
-    }
-  }
-}
-
-// map[o] = b[o] + sum over members j and classes c of W_j[o, c] P_j[c]
-template <typename T>
-void mix_cat(const Tile<T>& tile, const MapSpec& spec, int C, const T* weight, const T* bias) {
-  constexpr int64_t kV = Vec<T>::size();
-  const T* b = bias + static_cast<int64_t>(spec.subset) * C;
-  for_blocks(C, tile.vectors, [&]<int R, int N>(int row, int64_t vector) {
-    Vec<T> acc[R][N];
-    for (int r = 0; r < R; ++r) {
-      for (int n = 0; n < N; ++n) acc[r][n] = Vec<T>(b[row + r]);
-    }
-    for (int j = 0; j < spec.num_members; ++j) {
-      const T* w = weight + (static_cast<int64_t>(spec.first_pair + j) * C + row) * C;
-      multiply_block<R, N>(w, C, 1, C, tile.scale(spec.members[j], 0, C) + vector * kV, tile.capacity, acc);
-    }
-    for (int r = 0; r < R; ++r) {
-      for (int n = 0; n < N; ++n) acc[r][n].store(tile.map + (row + r) * tile.capacity + (vector + n) * kV);
-    }
+// f(j, blend, row, weight) for the one or two enlarged rows that make row r of member j.
+template <typename T, int kSize, typename F>
+inline void for_blended(const Tile<T>& tile, const Subset& subset, int64_t r, const F& f) {
+  repeat<kSize>(0, [&](int j) {
+    const RowBlend<T>& blend = tile.blend(subset.members[j], r);
+    f(j, blend.lo_slot, blend.lo_weight);
+    if (!blend.single) f(j, blend.hi_slot, blend.hi_weight);
   });
 }
 
-// attention[j] = softmax over members of u_j . P_j + v_j
-template <typename T>
-void attend(const Tile<T>& tile, const MapSpec& spec, int C, const T* weight, const T* bias) {
-  constexpr int64_t kV = Vec<T>::size();
-  for (int64_t v = 0; v < tile.vectors * kV; v += kV) {
-    Vec<T> score[kMaxScales];
-    Vec<T> top(-std::numeric_limits<T>::infinity());
-    for (int j = 0; j < spec.num_members; ++j) {
-      const int64_t pair = spec.first_pair + j;
-      Vec<T> even(bias[pair]), odd(0);  // two chains, so that the additions overlap
-      int c = 0;
-      for (; c + 2 <= C; c += 2) {
-        even = at::vec::fmadd(Vec<T>(weight[pair * C + c]), Vec<T>::loadu(tile.scale(spec.members[j], c, C) + v), even);
-        odd = at::vec::fmadd(Vec<T>(weight[pair * C + c + 1]), Vec<T>::loadu(tile.scale(spec.members[j], c + 1, C) + v),
-                             odd);
+// cat: b plus the members' projections, which were made at native resolution and in units of log2, as the biases are.
+template <typename T, int kSize, typename Rows>
+MapInput<T> make_cat(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale<Rows>& rows) {
+  constexpr int64_t kV = kWidth<T>;
+  const int C = tile.num_classes;
+  const T* b = bias + static_cast<int64_t>(subset.index) * C;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const T* from[2 * kSize];
+    Vec<T> weight[2 * kSize];
+    int count = 0;
+    for_blended<T, kSize>(tile, subset, r, [&](int j, int64_t slot, T w) {
+      from[count] = rows[subset.members[j]].projected(slot, tile.index) + subset.cat_row[j] * kTileWidth;
+      weight[count++] = Vec<T>(w);
+    });
+    for (int64_t v = 0; v < tile.columns * kV; v += kV) {
+      const int64_t p = r * tile.columns * kV + v;
+      Vec<T> own(0);
+      for (int c = 0; c < C; ++c) {
+        Vec<T> value(b[c]);
+        for (int i = 0; i < count; ++i) {
+          value = at::vec::fmadd(weight[i], Vec<T>::loadu(from[i] + c * kTileWidth + v), value);
+        }
+        value.store(tile.map + c * kTilePixels + p);
+        own = at::vec::fmadd(value, Vec<T>::loadu(tile.one_hot + c * kTilePixels + p), own);
       }
-      if (c < C) {
-        even = at::vec::fmadd(Vec<T>(weight[pair * C + c]), Vec<T>::loadu(tile.scale(spec.members[j], c, C) + v), even);
-      }
-      score[j] = even + odd;
-      top = at::vec::maximum(top, score[j]);
+      own.store(tile.map_own + p);
     }
-    Vec<T> sum(0);
-    for (int j = 0; j < spec.num_members; ++j) {
-      score[j] = exp_nonpositive<T>(score[j] - top);
-      sum = sum + score[j];
-    }
-    const Vec<T> inverse = Vec<T>(1) / sum;
-    for (int j = 0; j < spec.num_members; ++j) (score[j] * inverse).store(tile.attention + j * tile.capacity + v);
   }
+  return {tile.map, tile.map_own, nullptr, nullptr};
 }
 
-template <typename T>
-void mix_awf(const Tile<T>& tile, const MapSpec& spec, int C, const T* weight, const T* bias) {
-  constexpr int64_t kV = Vec<T>::size();
-  attend(tile, spec, C, weight, bias);
-  for (int c = 0; c < C; ++c) {
-    for (int64_t v = 0; v < tile.vectors * kV; v += kV) {
-      Vec<T> sum(0);
-      for (int j = 0; j < spec.num_members; ++j) {
-        sum = at::vec::fmadd(Vec<T>::loadu(tile.attention + j * tile.capacity + v),
-                             Vec<T>::loadu(tile.scale(spec.members[j], c, C) + v), sum);
+// awf: attention = softmax over the members of their scores u . P + v, projected like cat; stored in tile.attention.
+template <typename T, int kSize, typename Rows>
+MapInput<T> make_awf(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale<Rows>& rows) {
+  constexpr int64_t kV = kWidth<T>;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    for (int64_t v = 0; v < tile.columns * kV; v += kV) {
+      const int64_t p = r * tile.columns * kV + v;
+      Vec<T> score[kSize];
+      repeat<kSize>(0, [&](int j) { score[j] = Vec<T>(bias[subset.first_pair + j]); });
+      for_blended<T, kSize>(tile, subset, r, [&](int j, int64_t slot, T w) {
+        const T* from = rows[subset.members[j]].projected(slot, tile.index) + subset.awf_row[j] * kTileWidth + v;
+        score[j] = at::vec::fmadd(Vec<T>(w), Vec<T>::loadu(from), score[j]);
+      });
+      Vec<T> top = score[0], sum(0), own(0);
+      repeat<kSize - 1>(0, [&](int j) { top = larger(score[j + 1], top); });
+      repeat<kSize>(0, [&](int j) {
+        score[j] = exp2_softmax(score[j] - top);
+        sum = sum + score[j];
+      });
+      const Vec<T> inverse = Vec<T>(1) / sum;
+      repeat<kSize>(0, [&](int j) {
+        score[j] = score[j] * inverse;
+        score[j].store(tile.attention + j * kTilePixels + p);
+        score[j] = score[j] * Vec<T>(kLog2E<T>);
+        own = at::vec::fmadd(score[j], Vec<T>::loadu(tile.own + subset.members[j] * kTilePixels + p), own);
+      });
+      own.store(tile.map_own + p);
+      for (int c = 0; c < tile.num_classes; ++c) {
+        Vec<T> value(0);
+        repeat<kSize>(0, [&](int j) {
+          value = at::vec::fmadd(score[j], Vec<T>::loadu(tile.scale(subset.members[j]) + c * kTilePixels + p), value);
+        });
+        value.store(tile.map + c * kTilePixels + p);
       }
-      sum.store(tile.map + c * tile.capacity + v);
     }
   }
-}
-
-// Make one map of the tile and return where it lies, [C, capacity]: an original stays where it is.
-template <typename T>
-const T* make_map(const Problem<T>& problem, const Tile<T>& tile, const MapSpec& spec, int C) {
-  switch (spec.op) {
-    case Operator::kOrig: return tile.scale(spec.members[0], 0, C);
-    case Operator::kAdd: mix_add(tile, spec, C); break;
-    case Operator::kMul: mix_mul(tile, spec, C); break;
-    case Operator::kCat: mix_cat(tile, spec, C, problem.cat_weight, problem.cat_bias); break;
-    case Operator::kAwf: mix_awf(tile, spec, C, problem.awf_weight, problem.awf_bias); break;
-  }
-  return tile.map;
+  return {tile.map, tile.map_own, nullptr, nullptr};
 }
 
 }  // namespace CPU_CAPABILITY

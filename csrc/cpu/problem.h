@@ -12,14 +12,22 @@ namespace lomix::cpu {
 enum class LogitType : int { kFloat, kDouble, kHalf, kBFloat16 };
 enum class LabelType : int { kUInt8, kInt8, kInt16, kInt32, kInt64 };
 
+// Pixels that an axis table is padded with, by its last entry: a whole vector may be read from any pixel.
+constexpr int64_t kAxisPadding = 64;
+
+// A tile is up to kTileRows output rows of kTileWidth pixels; small, so that what a map reads lies in L1.
+constexpr int64_t kTileRows = 4;
+constexpr int64_t kTileWidth = 32;
+constexpr int64_t kTilePixels = kTileRows * kTileWidth;
+
 // Linear interpolation along one axis: out[i] = (1 - frac[i]) * in[lo[i]] + frac[i] * in[hi[i]].
 // Index has the width of T because SIMD gathers want it so.
 template <typename T>
 struct Axis {
   using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-  const Index* lo;  // [out]
-  const Index* hi;  // [out], lo or lo + 1
-  const T* frac;    // [out], in [0, 1]
+  const Index* lo;  // [out + kAxisPadding], never decreasing
+  const Index* hi;  // [out + kAxisPadding], lo or lo + 1; lo where frac is 0
+  const T* frac;    // [out + kAxisPadding], in [0, 1)
 };
 
 // Native logits of one scale, [B, C, d, h, w] with any strides, and where its gradient goes.
@@ -33,6 +41,25 @@ struct Scale {
   bool used;               // whether any map of the plan reads it
   bool identity;           // native size == full size
   Axis<T> axis[3];         // z, y, x
+  // The rows of all W_{S,l} and u_{S,l} that the plan needs, one below the other: what cat and awf make of this scale
+  // before it is enlarged.
+  const T* projection;       // [rows_padded, C], zeros past `rows`
+  const T* projection_log2;  // the same times log2(e)
+  int64_t rows;
+  int64_t rows_padded;     // a multiple of 4
+  int64_t slots;           // native rows that the output rows of one tile can touch together
+};
+
+// The maps made from one subset of scales. Row numbers are those of `Scale::projection`, -1 where the plan lacks the map.
+struct Subset {
+  int size;
+  int members[kMaxScales];  // increasing scale numbers, 0 the coarsest
+  int map[5];               // by Operator: row of the statistics, -1 where there is none
+  int cat_row[kMaxScales];  // first of C rows
+  int awf_row[kMaxScales];
+  int index;                // row of b [S, C]
+  int first_pair;           // member number i owns entry first_pair + i of v [K]
+  int of(Operator op) const { return map[static_cast<int>(op)]; }
 };
 
 // A block of output rows of one sample: the unit of work. Its borders do not depend on the number of threads, so
@@ -50,20 +77,20 @@ struct Unit {
 // One call. Gradient members are null in the forward pass.
 template <typename T>
 struct Problem {
-  int64_t num_scales, num_classes, num_maps;
-  int64_t num_pairs, num_subsets;
+  int64_t num_scales, num_classes, num_maps, num_subsets;
   int64_t depth, height, width;  // full size
+  int64_t block_width;           // output columns that are swept together, a multiple of kTileWidth
   bool squared;                  // Q_c sums s^2 rather than s
+  bool has_add;
   LogitType logit_type;
   LabelType label_type;
   Scale<T> scales[kMaxScales];
-  const MapSpec* maps;  // [M]
+  int original[kMaxScales];  // row of the statistics of each scale's own map, -1 where the plan lacks it
+  const Subset* subsets;     // [num_subsets], only those with a map
   const Unit* units;
   const void* labels;   // [B, D, H, W], contiguous, all in [0, C)
-  const T* cat_weight;  // W [K, C, C]
-  const T* cat_bias;    // b [S, C]
-  const T* awf_weight;  // u [K, C]
-  const T* awf_bias;    // v [K]
+  const T* cat_bias;    // b [S, C], times log2(e)
+  const T* awf_bias;    // v [K], times log2(e)
   const T* grad_stats;  // [B, M, 1 + 2C]
   T* native_grads;      // private gradients of all units, each [nz, ny, w, C]
 };
@@ -73,11 +100,8 @@ struct StatsOut {
   double* stats;          // [M, 1 + 2C]
   int64_t* label_counts;  // [C]
 };
-struct ParameterGrads {
-  double* cat_weight;  // [K, C, C]
-  double* cat_bias;    // [S, C]
-  double* awf_weight;  // [K, C]
-  double* awf_bias;    // [K]
+struct ProjectionGrads {
+  double* scale[kMaxScales];  // [rows, C + 1]: gradient of `Scale::projection`, then of what is added to its result
 };
 
 // The entry points of one CPU capability, for one dtype. Scratch is private to the caller's thread, 64-byte aligned.
@@ -86,7 +110,7 @@ struct Kernels {
   int64_t (*forward_scratch)(const Problem<T>&);   // bytes
   int64_t (*backward_scratch)(const Problem<T>&);  // bytes
   void (*forward)(const Problem<T>&, const Unit&, void* scratch, const StatsOut&);
-  void (*backward)(const Problem<T>&, const Unit&, void* scratch, const ParameterGrads&);
+  void (*backward)(const Problem<T>&, const Unit&, void* scratch, const ProjectionGrads&);
 };
 
 }  // namespace lomix::cpu

@@ -1,215 +1,203 @@
-// Interpolation of native rows to full size and its adjoint, separable, one output row after the other.
+// Native rows of one scale, enlarged along x: the logits themselves, and what `cat` and `awf` project them to.
+//
+// A 1x1 convolution commutes with interpolation, so projections are made from the small native rows, once for all
+// the output rows that a native row serves. What is left to do for an output row is to blend two enlarged rows.
 #pragma once
 
+#include "arena.h"
+#include "products.h"
 #include "strided.h"
-#include "tile.h"
 
 namespace lomix::cpu {
 inline namespace CPU_CAPABILITY {
 
-// to[i] = a * x[i] + b * y[i]
+// Where an output row finds the two enlarged rows it blends.
 template <typename T>
-void blend_rows(T a, const T* x, T b, const T* y, int64_t count, T* to) {
-  constexpr int64_t kV = Vec<T>::size();
-  const Vec<T> va(a), vb(b);
-  int64_t i = 0;
-  for (; i + kV <= count; i += kV) (va * Vec<T>::loadu(x + i) + vb * Vec<T>::loadu(y + i)).store(to + i);
-  for (; i < count; ++i) to[i] = a * x[i] + b * y[i];
-}
-
-// to[i] += a * x[i]
-template <typename T>
-void add_scaled_row(T a, const T* x, int64_t count, T* to) {
-  constexpr int64_t kV = Vec<T>::size();
-  const Vec<T> va(a);
-  int64_t i = 0;
-  for (; i + kV <= count; i += kV) at::vec::fmadd(va, Vec<T>::loadu(x + i), Vec<T>::loadu(to + i)).store(to + i);
-  for (; i < count; ++i) to[i] += a * x[i];
-}
-
-// Forward: the two native rows around the current output row, already interpolated along z and x. A native row is
-// interpolated once for all the output rows it serves.
-template <typename T>
-class RowReader {
- public:
-  RowReader(const Problem<T>& problem, int64_t scale, Arena& arena) : problem_(problem), scale_(problem.scales[scale]) {
-    constexpr int64_t kV = Vec<T>::size();
-    pitch_ = (problem.width + kV - 1) / kV * kV;
-    if (!scale_.used || scale_.identity) return;
-    rows_ = arena.take<T>(2 * problem.num_classes * pitch_);  // [2, C, pitch]
-    native_ = arena.take<T>(scale_.size[2]);
-    other_ = arena.take<T>(scale_.size[2]);
-  }
-
-  void start(int64_t batch, int64_t z) {
-    batch_ = batch;
-    z_ = z;
-    held_[0] = held_[1] = -1;
-  }
-
-  // Write P[c][0 .. count) for output row y from x on, to[c * capacity + i].
-  void read(int64_t y, int64_t x, int64_t count, T* to, int64_t capacity) {
-    if (!scale_.used) return;
-    const int64_t C = problem_.num_classes;
-    if (scale_.identity) {
-      for (int64_t c = 0; c < C; ++c) {
-        load_logits(scale_, problem_.logit_type, batch_, c, z_, y, x, count, to + c * capacity);
-      }
-      return;
-    }
-    const T* lo = row(scale_.axis[1].lo[y]);
-    const T* hi = row(scale_.axis[1].hi[y]);
-    const T frac = scale_.axis[1].frac[y];
-    for (int64_t c = 0; c < C; ++c) {
-      blend_rows(T(1) - frac, lo + c * pitch_ + x, frac, hi + c * pitch_ + x, count, to + c * capacity);
-    }
-  }
-
- private:
-  // lo and hi of one output row are equal or neighbours, so two slots by parity never evict one another.
-  const T* row(int64_t native_y) {
-    const int64_t slot = native_y & 1;
-    T* to = rows_ + slot * problem_.num_classes * pitch_;
-    if (held_[slot] == native_y) return to;
-    held_[slot] = native_y;
-    const Axis<T>& axis = scale_.axis[0];
-    const int64_t w = scale_.size[2];
-    for (int64_t c = 0; c < problem_.num_classes; ++c) {
-      load_logits(scale_, problem_.logit_type, batch_, c, axis.lo[z_], native_y, 0, w, native_);
-      if (axis.frac[z_] != T(0)) {
-        load_logits(scale_, problem_.logit_type, batch_, c, axis.hi[z_], native_y, 0, w, other_);
-        blend_rows(T(1) - axis.frac[z_], native_, axis.frac[z_], other_, w, native_);
-      }
-      along_x(native_, to + c * pitch_);
-    }
-    return to;
-  }
-
-  void along_x(const T* from, T* to) const {
-    constexpr int64_t kV = Vec<T>::size();
-    const Axis<T>& axis = scale_.axis[2];
-    const int64_t width = problem_.width;
-    if (scale_.size[2] == width) {
-      std::memcpy(to, from, sizeof(T) * width);
-      return;
-    }
-    using VecIndex = at::vec::Vectorized<typename Axis<T>::Index>;
-    int64_t x = 0;
-    for (; x + kV <= width; x += kV) {
-      const Vec<T> frac = Vec<T>::loadu(axis.frac + x);
-      const Vec<T> lo = at::vec::gather<sizeof(T)>(from, VecIndex::loadu(axis.lo + x));
-      const Vec<T> hi = at::vec::gather<sizeof(T)>(from, VecIndex::loadu(axis.hi + x));
-      ((Vec<T>(1) - frac) * lo + frac * hi).store(to + x);
-    }
-    for (; x < width; ++x) to[x] = (T(1) - axis.frac[x]) * from[axis.lo[x]] + axis.frac[x] * from[axis.hi[x]];
-  }
-
-  const Problem<T>& problem_;
-  const Scale<T>& scale_;
-  int64_t pitch_;
-  T* rows_ = nullptr;
-  T* native_ = nullptr;
-  T* other_ = nullptr;
-  int64_t batch_ = 0, z_ = 0;
-  int64_t held_[2] = {-1, -1};
+struct RowBlend {
+  int64_t lo_slot, hi_slot;
+  T lo_weight, hi_weight;
+  bool single;  // hi_weight is 0
 };
 
-// Backward: collects gradients of output rows into the native rows around them, and carries a native row through the
-// adjoint of x and z only once it is complete. Gathers into memory private to the unit; no atomics.
+// A ring of `slots` enlarged rows. Row n lies in slot n % slots; slots suffice for all output rows of a tile.
+// Layout [slots, tiles, rows, kTileWidth], so that what a tile reads of a slot is contiguous.
 template <typename T>
-class RowWriter {
+class ScaleRows {
  public:
-  RowWriter(const Problem<T>& problem, int64_t scale, Arena& arena)
-      : problem_(problem), scale_(problem.scales[scale]), index_(scale) {
-    constexpr int64_t kV = Vec<T>::size();
-    pitch_ = (problem.width + kV - 1) / kV * kV;
-    if (!scale_.used || scale_.identity) return;
-    rows_ = arena.take<T>(2 * problem.num_classes * pitch_);        // [2, C, pitch]
-    native_ = arena.take<T>(scale_.size[2] * problem.num_classes);  // [w, C]
-  }
-
-  void start(const Unit& unit, int64_t z) {
-    unit_ = &unit;
-    z_ = z;
-    held_[0] = held_[1] = -1;
-  }
-
-  // Add dP[c][0 .. count) of output row y from x on, from[c * capacity + i].
-  void write(int64_t y, int64_t x, int64_t count, const T* from, int64_t capacity) {
+  ScaleRows(const Problem<T>& problem, int64_t index, Arena& arena)
+      : problem_(problem), scale_(problem.scales[index]), C_(problem.num_classes) {
     if (!scale_.used) return;
-    const int64_t C = problem_.num_classes;
-    if (scale_.identity) {
-      for (int64_t c = 0; c < C; ++c) {
-        store_grads(scale_, problem_.logit_type, unit_->batch, c, z_, y, x, count, from + c * capacity, 1);
-      }
-      return;
-    }
-    const Axis<T>& axis = scale_.axis[1];
-    T* lo = row(axis.lo[y]);
-    T* hi = row(axis.hi[y]);
-    for (int64_t c = 0; c < C; ++c) {
-      add_scaled_row(T(1) - axis.frac[y], from + c * capacity, count, lo + c * pitch_ + x);
-      add_scaled_row(axis.frac[y], from + c * capacity, count, hi + c * pitch_ + x);
+    constexpr int64_t kV = kWidth<T>;
+    const int64_t most_tiles = problem.block_width / kTileWidth;
+    raw_ = arena.take_zeros<T>(scale_.slots * most_tiles * C_ * kTileWidth);
+    projected_ = arena.take_zeros<T>(scale_.slots * most_tiles * scale_.rows_padded * kTileWidth);
+    held_ = arena.take<int64_t>(scale_.slots);
+    pitch_ = (widest_segment() + kV - 1) / kV * kV + kV;  // a vector may be read from any column
+    native_ = arena.take_zeros<T>(C_ * pitch_);
+    other_ = arena.take<T>(pitch_);
+    small_ = arena.take_zeros<T>(scale_.rows_padded * pitch_);
+  }
+
+  // Begin a block of output columns [x, x + tiles * kTileWidth) of one z.
+  void start(int64_t batch, int64_t z, int64_t x, int64_t tiles) {
+    if (!scale_.used) return;
+    batch_ = batch;
+    z_ = z;
+    x_ = x;
+    tiles_ = tiles;
+    count_ = problem_.width - x < tiles * kTileWidth ? problem_.width - x : tiles * kTileWidth;
+    first_ = scale_.axis[2].lo[x];
+    segment_ = scale_.axis[2].hi[x + count_ - 1] - first_ + 1;
+    for (int64_t i = 0; i < scale_.slots; ++i) held_[i] = -1;
+  }
+
+  // Have all rows that output rows [y, y_end) blend. `evict(slot, row)` is called before a row is given up.
+  template <typename Evict, typename Enter>
+  void ensure(int64_t y, int64_t y_end, const Evict& evict, const Enter& enter) {
+    if (!scale_.used) return;
+    for (int64_t n = scale_.axis[1].lo[y]; n <= scale_.axis[1].hi[y_end - 1]; ++n) {
+      const int64_t slot = n % scale_.slots;
+      if (held_[slot] == n) continue;
+      if (held_[slot] >= 0) evict(slot, held_[slot]);
+      held_[slot] = n;
+      fill(slot, n);
+      enter(slot);
     }
   }
 
-  // Hand over the rows still held; call at the end of every z.
-  void finish() {
-    if (!scale_.used || scale_.identity) return;
-    flush(0);
-    flush(1);
+  // Give up all rows.
+  template <typename Evict>
+  void finish(const Evict& evict) {
+    if (!scale_.used) return;
+    for (int64_t slot = 0; slot < scale_.slots; ++slot) {
+      if (held_[slot] >= 0) evict(slot, held_[slot]);
+      held_[slot] = -1;
+    }
   }
+
+  RowBlend<T> blend(int64_t y) const {
+    const Axis<T>& axis = scale_.axis[1];
+    const T frac = axis.frac[y];
+    return {axis.lo[y] % scale_.slots, axis.hi[y] % scale_.slots, T(1) - frac, frac, frac == T(0)};
+  }
+
+  // [C, kTileWidth] and [rows_padded, kTileWidth] of one slot and tile.
+  T* raw(int64_t slot, int64_t tile) const { return raw_ + (slot * tiles_ + tile) * C_ * kTileWidth; }
+  T* projected(int64_t slot, int64_t tile) const {
+    return projected_ + (slot * tiles_ + tile) * scale_.rows_padded * kTileWidth;
+  }
+
+  const Scale<T>& scale() const { return scale_; }
+  int64_t z() const { return z_; }
+  int64_t batch() const { return batch_; }
+  int64_t x() const { return x_; }
+  int64_t count() const { return count_; }  // output columns of the block that exist
+  int64_t tiles() const { return tiles_; }
+  int64_t first_column() const { return first_; }  // native columns of the block
+  int64_t num_columns() const { return segment_; }
 
  private:
-  T* row(int64_t native_y) {
-    const int64_t slot = native_y & 1;
-    const int64_t length = problem_.num_classes * pitch_;
-    if (held_[slot] != native_y) {
-      flush(slot);
-      held_[slot] = native_y;
-      std::memset(rows_ + slot * length, 0, sizeof(T) * length);
+  int64_t widest_segment() const {
+    const Axis<T>& axis = scale_.axis[2];
+    int64_t widest = 1;
+    for (int64_t x = 0; x < problem_.width; x += problem_.block_width) {
+      const int64_t end = x + problem_.block_width < problem_.width ? x + problem_.block_width : problem_.width;
+      const int64_t here = axis.hi[end - 1] - axis.lo[x] + 1;
+      widest = here > widest ? here : widest;
     }
-    return rows_ + slot * length;
+    return widest;
   }
 
-  void flush(int64_t slot) {
-    if (held_[slot] < 0) return;
-    const int64_t C = problem_.num_classes, w = scale_.size[2];
-    const T* from = rows_ + slot * C * pitch_;
-    const Axis<T>& along_x = scale_.axis[2];
-    std::memset(native_, 0, sizeof(T) * w * C);
-    for (int64_t x = 0; x < problem_.width; ++x) {  // classes innermost: neighbouring pixels share native columns
-      T* lo = native_ + along_x.lo[x] * C;
-      T* hi = native_ + along_x.hi[x] * C;
-      const T frac = along_x.frac[x];
-      for (int64_t c = 0; c < C; ++c) {
-        const T g = from[c * pitch_ + x];
-        lo[c] += (T(1) - frac) * g;
-        hi[c] += frac * g;
+  void fill(int64_t slot, int64_t n) {
+    constexpr int64_t kV = kWidth<T>;
+    load_native(n);
+    const bool same_width = scale_.size[2] == problem_.width;
+    const int64_t native_vectors = (segment_ + kV - 1) / kV, vectors = kTileWidth / kV;
+    if (same_width) {
+      copy_to_tiles(slot);
+    } else {
+      enlarge(native_, C_, raw(slot, 0));
+    }
+    if (scale_.rows == 0) return;
+    if (!same_width && native_vectors < tiles_ * vectors) {
+      multiply<false>(scale_.projection_log2, scale_.rows_padded, C_, 1, C_, native_, pitch_, native_vectors, small_, pitch_);
+      enlarge(small_, scale_.rows_padded, projected(slot, 0));
+    } else {
+      for (int64_t t = 0; t < tiles_; ++t) {
+        multiply<false>(scale_.projection_log2, scale_.rows_padded, C_, 1, C_, raw(slot, t), kTileWidth, vectors,
+                        projected(slot, t), kTileWidth);
       }
     }
-    const Axis<T>& along_z = scale_.axis[0];
-    const T frac = along_z.frac[z_];
-    add_scaled_row(T(1) - frac, native_, w * C, destination(along_z.lo[z_], held_[slot]));
-    if (frac != T(0)) add_scaled_row(frac, native_, w * C, destination(along_z.hi[z_], held_[slot]));
-    held_[slot] = -1;
   }
 
-  T* destination(int64_t native_z, int64_t native_y) const {
-    const int64_t row =
-        (native_z - unit_->native_z[index_]) * unit_->native_ny[index_] + (native_y - unit_->native_y[index_]);
-    return problem_.native_grads + unit_->native_offset[index_] + row * scale_.size[2] * problem_.num_classes;
+  // Native row n of the segment, already interpolated along z.
+  void load_native(int64_t n) {
+    constexpr int64_t kV = kWidth<T>;
+    const Axis<T>& axis = scale_.axis[0];
+    const T frac = axis.frac[z_];
+    for (int64_t c = 0; c < C_; ++c) {
+      T* to = native_ + c * pitch_;
+      load_logits(scale_, problem_.logit_type, batch_, c, axis.lo[z_], n, first_, segment_, to);
+      if (frac == T(0)) continue;
+      load_logits(scale_, problem_.logit_type, batch_, c, axis.hi[z_], n, first_, segment_, other_);
+      const Vec<T> a(T(1) - frac), b(frac);
+      for (int64_t i = 0; i < segment_; i += kV) {  // the pitch leaves room for a whole last vector
+        at::vec::fmadd(a, Vec<T>::loadu(to + i), b * Vec<T>::loadu(other_ + i)).store(to + i);
+      }
+    }
+  }
+
+  void copy_to_tiles(int64_t slot) {
+    for (int64_t t = 0; t < tiles_; ++t) {
+      const int64_t left = count_ - t * kTileWidth, n = left < kTileWidth ? left : kTileWidth;
+      for (int64_t c = 0; c < C_; ++c) {
+        T* to = raw(slot, t) + c * kTileWidth;
+        std::memcpy(to, native_ + c * pitch_ + t * kTileWidth, sizeof(T) * n);
+        std::memset(to + n, 0, sizeof(T) * (kTileWidth - n));
+      }
+    }
+  }
+
+  // from [rows, pitch] -> to [tiles, rows, kTileWidth], interpolated along x.
+  void enlarge(const T* from, int64_t rows, T* to) const {
+    constexpr int64_t kV = kWidth<T>;
+    using VecIndex = Vec<typename Axis<T>::Index>;
+    const Axis<T>& axis = scale_.axis[2];
+    for (int64_t i = 0; i < tiles_ * kTileWidth; i += kV) {
+      const int64_t x = x_ + i < x_ + count_ ? x_ + i : x_ + count_ - 1;  // past the end: the last pixel again
+      const int64_t base = axis.lo[x], last = axis.hi[x + kV - 1];
+      const VecIndex offset(static_cast<typename Axis<T>::Index>(base));
+      const VecIndex lo = VecIndex::loadu(axis.lo + x) - offset, hi = VecIndex::loadu(axis.hi + x) - offset;
+      const Vec<T> frac = Vec<T>::loadu(axis.frac + x), rest = Vec<T>(1) - frac;
+      const T* source = from + (base - first_);
+      T* out = to + (i / kTileWidth * rows) * kTileWidth + i % kTileWidth;
+      if (last - base < kV) {
+        for (int64_t r = 0; r < rows; ++r) {
+          const Vec<T> a = pick(source + r * pitch_, lo), b = pick(source + r * pitch_, hi);
+          at::vec::fmadd(a, rest, b * frac).store(out + r * kTileWidth);
+        }
+      } else {
+        for (int64_t r = 0; r < rows; ++r) {
+          const Vec<T> a = at::vec::gather<sizeof(T)>(source + r * pitch_, lo);
+          const Vec<T> b = at::vec::gather<sizeof(T)>(source + r * pitch_, hi);
+          at::vec::fmadd(a, rest, b * frac).store(out + r * kTileWidth);
+        }
+      }
+    }
   }
 
   const Problem<T>& problem_;
   const Scale<T>& scale_;
-  int64_t index_;
-  int64_t pitch_;
-  T* rows_ = nullptr;
-  T* native_ = nullptr;
-  const Unit* unit_ = nullptr;
-  int64_t z_ = 0;
-  int64_t held_[2] = {-1, -1};
+  int64_t C_;
+  T* raw_ = nullptr;
+  T* projected_ = nullptr;
+  int64_t* held_ = nullptr;  // [slots], the native row in each
+  T* native_ = nullptr;      // [C, pitch]
+  T* other_ = nullptr;       // [pitch]
+  T* small_ = nullptr;       // [rows_padded, pitch]
+  int64_t pitch_ = 0;
+  int64_t batch_ = 0, z_ = 0, x_ = 0, tiles_ = 0, count_ = 0;
+  int64_t first_ = 0, segment_ = 0;
 };
 
 }  // namespace CPU_CAPABILITY

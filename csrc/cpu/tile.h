@@ -1,110 +1,179 @@
-// A tile of pixels in L1 and the buffers around it. Included once per CPU capability.
+// A tile of output pixels in L1: what all maps of the plan read of them.
 #pragma once
 
-#include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
-
-#include <cstdint>
-#include <cstring>
-
-#include "problem.h"
+#include "rows.h"
 
 namespace lomix::cpu {
 inline namespace CPU_CAPABILITY {
 
 template <typename T>
-using Vec = at::vec::Vectorized<T>;
+inline constexpr T kLog2E = T(1.44269504088896340736);
 
-// Number of classes: a constant for the common counts, so that class loops unroll, otherwise a run-time value.
-template <int kC>
-struct Classes {
-  explicit Classes(int64_t) {}
-  constexpr operator int() const { return kC; }
-};
-template <>
-struct Classes<0> {
-  explicit Classes(int64_t n) : value(static_cast<int>(n)) {}
-  operator int() const { return value; }
-  int value;
-};
-
-// Hands out 64-byte aligned pieces of one block; with a null base it only measures.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-  template <typename T>
-  T* take(int64_t count) {
-    char* at = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return reinterpret_cast<T*>(at);
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
-
-// All buffers are [.., capacity], pixels fastest. Pixels past `count` up to a whole vector are padding: their logits
-// are zero, their label mask and lane mask are empty, and so everything they would add is exactly zero.
+// Pixel arrays are [.., kTilePixels], pixels fastest, row after row of `columns` vectors. Lanes past the width of the
+// image hold finite logits; their `exists` is 0, which makes all they would add exactly zero.
 template <typename T>
 struct Tile {
-  int64_t capacity;     // pixels, a multiple of the vector width
-  int64_t count = 0;    // pixels in use
-  int64_t vectors = 0;  // vectors in use, ceil(count / width)
-  T* scales;            // P [L, C, capacity]
-  T* label_mask;        // [C, capacity], all bits set where y == c
-  T* lane_mask;         // [capacity], all bits set where the pixel exists
-  T* map;               // [C, capacity], one map, then its exponentials, then its gradient
-  T* inverse;           // [capacity], 1 / sum of exponentials
-  T* attention;         // [L, capacity], awf weights of one subset
-  T* grad_scales;       // dP [L, C, capacity], backward only
-  T* grad_score;        // [L, capacity], backward only
+  int64_t rows = 0;     // output rows, at most kTileRows
+  int64_t columns = 0;  // vectors a row
+  int64_t index = 0;    // of the tile in its block of columns
+  int num_classes;
+  T* scales;        // P [L, C, ..]
+  T* exponentials;  // E [L, C, ..], exp(P - largest of the pixel)
+  T* margins;       // [L, ..], the largest logit minus that of the label's class, in units of log2
+  T* sums;          // [L, ..], of E over classes
+  T* own;           // [L, ..], P of the label's class
+  T* one_hot;       // [C, ..]
+  T* exists;        // [..], 1 or 0
+  T* map;           // [C, ..], one map in units of log2, or its exponentials
+  T* map_own;       // [..], its logit of the label's class
+  T* map_margin;    // [..], where `map` holds exponentials: the top they are relative to minus the label's logit
+  T* map_sum;       // [..], and their sum
+  T* attention;     // [L, ..], awf weights of one subset
+  RowBlend<T>* blends;  // [L, kTileRows]
 
-  Tile(const Problem<T>& problem, bool backward, Arena& arena) {
-    const int64_t L = problem.num_scales, C = problem.num_classes;
-    const int64_t rows = (backward ? 2 : 1) * L * C + 2 * C + (backward ? 2 : 1) * L + 2;
-    capacity = choose_capacity(rows);
-    scales = arena.take<T>(L * C * capacity);
-    label_mask = arena.take<T>(C * capacity);
-    lane_mask = arena.take<T>(capacity);
-    map = arena.take<T>(C * capacity);
-    inverse = arena.take<T>(capacity);
-    attention = arena.take<T>(L * capacity);
-    grad_scales = backward ? arena.take<T>(L * C * capacity) : nullptr;
-    grad_score = backward ? arena.take<T>(L * capacity) : nullptr;
+  Tile(const Problem<T>& problem, Arena& arena) : num_classes(static_cast<int>(problem.num_classes)) {
+    const int64_t L = problem.num_scales, C = problem.num_classes, N = kTilePixels;
+    scales = arena.take_zeros<T>(L * C * N);
+    exponentials = arena.take<T>(L * C * N);
+    margins = arena.take<T>(L * N);
+    sums = arena.take<T>(L * N);
+    own = arena.take<T>(L * N);
+    one_hot = arena.take_zeros<T>(C * N);
+    exists = arena.take<T>(N);
+    map = arena.take<T>(C * N);
+    map_own = arena.take<T>(N);
+    map_margin = arena.take<T>(N);
+    map_sum = arena.take<T>(N);
+    attention = arena.take<T>(L * N);
+    blends = arena.take<RowBlend<T>>(L * kTileRows);
   }
 
-  // About L1; measured on AVX2: 28 KiB is 4 % slower, for its shorter rows. Blocks of four vectors suit mix.h.
-  static int64_t choose_capacity(int64_t rows) {
-    constexpr int64_t kBudget = 48 * 1024, kMaxPixels = 256;
-    constexpr int64_t kBlock = 4 * Vec<T>::size();
-    const int64_t fits = kBudget / (rows * static_cast<int64_t>(sizeof(T)));
-    if (fits < kBlock) return kBlock / 2;
-    return (fits < kMaxPixels ? fits : kMaxPixels) / kBlock * kBlock;
-  }
+  int64_t pixels() const { return rows * columns * kWidth<T>; }
+  T* scale(int64_t l) const { return scales + l * num_classes * kTilePixels; }  // [C, ..]
+  T* exponential(int64_t l) const { return exponentials + l * num_classes * kTilePixels; }
+  const RowBlend<T>& blend(int64_t l, int64_t row) const { return blends[l * kTileRows + row]; }
+};
 
-  T* scale(int64_t l, int64_t c, int64_t C) const { return scales + (l * C + c) * capacity; }
-  T* grad_scale(int64_t l, int64_t c, int64_t C) const { return grad_scales + (l * C + c) * capacity; }
-
-  // Set the number of pixels in use and clear what the padding of the last vector would read.
-  void resize(int64_t pixels, int64_t num_rows) {
-    constexpr int64_t kV = Vec<T>::size();
-    count = pixels;
-    vectors = (pixels + kV - 1) / kV;
-    const T ones = all_ones();
-    for (int64_t p = 0; p < vectors * kV; ++p) lane_mask[p] = p < count ? ones : T(0);
-    for (int64_t r = 0; r < num_rows; ++r) {
-      for (int64_t p = count; p < vectors * kV; ++p) scales[r * capacity + p] = T(0);
+// P of one scale for all rows of the tile: two enlarged native rows, blended.
+template <typename T>
+void load_scale(const Tile<T>& tile, const ScaleRows<T>& source, int64_t l) {
+  constexpr int64_t kV = kWidth<T>;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const RowBlend<T>& blend = tile.blend(l, r);
+    const T *lo = source.raw(blend.lo_slot, tile.index), *hi = source.raw(blend.hi_slot, tile.index);
+    const Vec<T> lo_weight(blend.lo_weight), hi_weight(blend.hi_weight);
+    T* to = tile.scale(l) + r * tile.columns * kV;
+    for (int c = 0; c < tile.num_classes; ++c) {
+      for (int64_t v = 0; v < tile.columns * kV; v += kV) {
+        Vec<T> value = Vec<T>::loadu(lo + c * kTileWidth + v);
+        if (!blend.single) {
+          value = at::vec::fmadd(value, lo_weight, hi_weight * Vec<T>::loadu(hi + c * kTileWidth + v));
+        }
+        value.store(to + c * kTilePixels + v);
+      }
     }
   }
+}
 
-  static T all_ones() {
-    T value;
-    std::memset(&value, 0xff, sizeof(T));
-    return value;
+// Labels were checked before the forward pass; the comparison is for those somebody changes before the backward pass.
+template <typename T, typename Label>
+void mark_labels(const Tile<T>& tile, const Label* labels, int64_t row, int64_t count) {
+  T* one_hot = tile.one_hot + row * tile.columns * kWidth<T>;
+  for (int64_t p = 0; p < count; ++p) {
+    const int64_t label = static_cast<int64_t>(labels[p]);
+    if (static_cast<uint64_t>(label) < static_cast<uint64_t>(tile.num_classes)) {
+      one_hot[label * kTilePixels + p] = T(1);
+    }
   }
+}
+
+// Fill one_hot and exists for rows of `count` pixels; `pixel` is the first one's place in the label tensor.
+template <typename T>
+void load_labels(const Problem<T>& problem, const Tile<T>& tile, int64_t pixel, int64_t count) {
+  const int64_t pitch = tile.columns * kWidth<T>;
+  for (int c = 0; c < tile.num_classes; ++c) {
+    std::memset(tile.one_hot + c * kTilePixels, 0, sizeof(T) * tile.pixels());
+  }
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    for (int64_t p = 0; p < pitch; ++p) tile.exists[r * pitch + p] = p < count ? T(1) : T(0);
+    const int64_t at = pixel + r * problem.width;
+    switch (problem.label_type) {
+      case LabelType::kUInt8: mark_labels(tile, static_cast<const uint8_t*>(problem.labels) + at, r, count); break;
+      case LabelType::kInt8: mark_labels(tile, static_cast<const int8_t*>(problem.labels) + at, r, count); break;
+      case LabelType::kInt16: mark_labels(tile, static_cast<const int16_t*>(problem.labels) + at, r, count); break;
+      case LabelType::kInt32: mark_labels(tile, static_cast<const int32_t*>(problem.labels) + at, r, count); break;
+      case LabelType::kInt64: mark_labels(tile, static_cast<const int64_t*>(problem.labels) + at, r, count); break;
+    }
+  }
+}
+
+// own[l] = P_l of the label's class
+template <typename T>
+void load_own(const Tile<T>& tile, int64_t l) {
+  constexpr int64_t kV = kWidth<T>;
+  for (int64_t p = 0; p < tile.pixels(); p += kV) {
+    Vec<T> own(0);
+    for (int c = 0; c < tile.num_classes; ++c) {
+      own = at::vec::fmadd(Vec<T>::loadu(tile.scale(l) + c * kTilePixels + p),
+                           Vec<T>::loadu(tile.one_hot + c * kTilePixels + p), own);
+    }
+    own.store(tile.own + l * kTilePixels + p);
+  }
+}
+
+// One object a scale, made in place: kernels use no containers, so that no code of the standard library is compiled
+// for a capability the machine may lack.
+template <typename Item>
+class PerScale {
+ public:
+  template <typename T>
+  PerScale(const Problem<T>& problem, Arena& arena) : count_(problem.num_scales) {
+    for (int64_t l = 0; l < count_; ++l) new (at(l)) Item(problem, l, arena);
+  }
+  Item& operator[](int64_t l) { return *at(l); }
+  int64_t size() const { return count_; }
+
+ private:
+  Item* at(int64_t l) { return reinterpret_cast<Item*>(storage_) + l; }
+  alignas(Item) unsigned char storage_[sizeof(Item) * kMaxScales];
+  int64_t count_;
 };
+
+// Walk the output rows of a unit: for every z, for every block of columns, tiles from top to bottom. `rows` may be the
+// rows of a pass or rows with gradients. For every group of output rows `group(y, y_end)` is called once, then
+// `per_tile()` for each of its tiles.
+template <typename T, typename Rows, typename Start, typename Group, typename Work, typename Finish>
+void sweep(const Problem<T>& problem, const Unit& unit, Tile<T>& tile, PerScale<Rows>& rows, const Start& start,
+           const Group& group, const Work& per_tile, const Finish& finish) {
+  constexpr int64_t kV = kWidth<T>;
+  for (int64_t z = unit.z_begin; z < unit.z_end; ++z) {
+    for (int64_t x = 0; x < problem.width; x += problem.block_width) {
+      const int64_t width = problem.width - x < problem.block_width ? problem.width - x : problem.block_width;
+      const int64_t tiles = (width + kTileWidth - 1) / kTileWidth;
+      start(z, x, tiles);
+      for (int64_t y = unit.y_begin; y < unit.y_end; y += kTileRows) {
+        tile.rows = unit.y_end - y < kTileRows ? unit.y_end - y : kTileRows;
+        group(y, y + tile.rows);
+        for (int64_t l = 0; l < rows.size(); ++l) {
+          for (int64_t r = 0; problem.scales[l].used && r < tile.rows; ++r) {
+            tile.blends[l * kTileRows + r] = rows[l].blend(y + r);
+          }
+        }
+        for (tile.index = 0; tile.index < tiles; ++tile.index) {
+          const int64_t at = tile.index * kTileWidth, count = width - at < kTileWidth ? width - at : kTileWidth;
+          tile.columns = (count + kV - 1) / kV;
+          load_labels(problem, tile, ((unit.batch * problem.depth + z) * problem.height + y) * problem.width + x + at,
+                      count);
+          for (int64_t l = 0; l < rows.size(); ++l) {
+            if (problem.scales[l].used) load_scale(tile, rows[l], l);
+          }
+          per_tile();
+        }
+      }
+      finish();
+    }
+  }
+}
 
 }  // namespace CPU_CAPABILITY
 }  // namespace lomix::cpu

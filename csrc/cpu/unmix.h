@@ -1,134 +1,86 @@
-// Adjoints of the mixes: the gradient of one map, in tile.map, added to those of its members and parameters.
+// Adjoints of the mixes: gradients of the maps of one subset, added to those of its members.
 #pragma once
 
 #include "mix.h"
+#include "row_grads.h"
 
 namespace lomix::cpu {
 inline namespace CPU_CAPABILITY {
 
+// dLoss/dmap of the maps of one subset, each [C, kTilePixels] or null, and what they give to its members.
 template <typename T>
-void unmix_add(const Tile<T>& tile, const MapSpec& spec, int C) {
-  constexpr int64_t kV = Vec<T>::size();
-  for (int j = 0; j < spec.num_members; ++j) {
-    for (int c = 0; c < C; ++c) {
-      T* to = tile.grad_scale(spec.members[j], c, C);
-      const T* from = tile.map + c * tile.capacity;
-      for (int64_t v = 0; v < tile.vectors * kV; v += kV)
-        (Vec<T>::loadu(to + v) + Vec<T>::loadu(from + v)).store(to + v);
-    }
-  }
-}
+struct SubsetGrads {
+  T *add, *mul, *cat, *awf;
+  T* score;   // [members, kTilePixels], gradient of the attention scores
+  T* scales;  // dP [L, C, kTilePixels]
+};
 
-// dP_j = d * product of the other members: products of those before j, and, sweeping back, of those after it.
-template <typename T, int kMembers>
-void unmix_mul(const Tile<T>& tile, const MapSpec& spec, int C) {
-  constexpr int64_t kV = Vec<T>::size();
-  for (int c = 0; c < C; ++c) {
-    for (int64_t v = 0; v < tile.vectors * kV; v += kV) {
-      Vec<T> value[kMembers], before[kMembers];
-      before[0] = Vec<T>::loadu(tile.map + c * tile.capacity + v);
-      for (int j = 0; j < kMembers; ++j) {
-        value[j] = Vec<T>::loadu(tile.scale(spec.members[j], c, C) + v);
-        if (j > 0) before[j] = before[j - 1] * value[j - 1];
-      }
-      Vec<T> after(1);
-      for (int j = kMembers - 1; j >= 0; --j) {
-        T* to = tile.grad_scale(spec.members[j], c, C) + v;
-        at::vec::fmadd(before[j], after, Vec<T>::loadu(to)).store(to);
-        after = after * value[j];
-      }
-    }
+// add, mul and awf at once, so that each member's gradient is read and written once:
+//   dP_j += d_add + d_mul * product of the other members + attention_j d_awf
+//   dscore_j = attention_j (d_awf . P_j - sum over k of attention_k d_awf . P_k)
+// The part of dP_j that comes through the scores goes by way of the projection, as that of cat does.
+template <typename T, int kSize>
+void unmix_subset(const Tile<T>& tile, const Subset& subset, const SubsetGrads<T>& grads) {
+  constexpr int64_t kV = kWidth<T>;
+  const int64_t C = tile.num_classes;
+  const T* value[kSize];
+  T* to[kSize];
+  for (int j = 0; j < kSize; ++j) {
+    value[j] = tile.scale(subset.members[j]);
+    to[j] = grads.scales + subset.members[j] * C * kTilePixels;
   }
-}
-
-template <typename T>
-void unmix_cat(const Tile<T>& tile, const MapSpec& spec, int C, const T* weight, const ParameterGrads& out) {
-  constexpr int64_t kV = Vec<T>::size();
-  for (int c = 0; c < C; ++c) {
-    Vec<T> sum(0);
-    for (int64_t v = 0; v < tile.vectors * kV; v += kV) sum = sum + Vec<T>::loadu(tile.map + c * tile.capacity + v);
-    out.cat_bias[spec.subset * C + c] += horizontal_sum(sum);
-  }
-  for (int j = 0; j < spec.num_members; ++j) {
-    const int64_t matrix = static_cast<int64_t>(spec.first_pair + j) * C * C;
-    const int member = spec.members[j];
-    for_blocks(C, tile.vectors, [&]<int R, int N>(int row, int64_t vector) {  // dP_j[c] += sum over o of W[o, c] d[o]
-      Vec<T> acc[R][N];
-      for (int r = 0; r < R; ++r) {
-        for (int n = 0; n < N; ++n) acc[r][n] = Vec<T>::loadu(tile.grad_scale(member, row + r, C) + (vector + n) * kV);
-      }
-      multiply_block<R, N>(weight + matrix + row, 1, C, C, tile.map + vector * kV, tile.capacity, acc);
-      for (int r = 0; r < R; ++r) {
-        for (int n = 0; n < N; ++n) acc[r][n].store(tile.grad_scale(member, row + r, C) + (vector + n) * kV);
-      }
+  for (int64_t p = 0; p < tile.pixels(); p += kV) {
+    Vec<T> attention[kSize], along[kSize];
+    repeat<kSize>(0, [&](int j) {
+      attention[j] = grads.awf == nullptr ? Vec<T>(0) : Vec<T>::loadu(tile.attention + j * kTilePixels + p);
+      along[j] = Vec<T>(0);
     });
-    accumulate_outer(tile.map, C, tile.scale(member, 0, C), C, tile.vectors, tile.capacity, out.cat_weight + matrix);
-  }
-}
-
-// tile.attention still holds the weights that the map was made with.
-template <typename T>
-void unmix_awf(const Tile<T>& tile, const MapSpec& spec, int C, const T* weight, const ParameterGrads& out) {
-  constexpr int64_t kV = Vec<T>::size();
-  // 1. gradient of the attention, through its softmax, to the scores
-  for (int64_t v = 0; v < tile.vectors * kV; v += kV) {
-    Vec<T> along[kMaxScales];
+    for (int64_t at = p; at < C * kTilePixels; at += kTilePixels) {
+      Vec<T> sum[kSize], member[kSize];
+      repeat<kSize>(0, [&](int j) {
+        sum[j] = Vec<T>::loadu(to[j] + at);
+        member[j] = Vec<T>::loadu(value[j] + at);
+      });
+      if (grads.add != nullptr) {
+        const Vec<T> d = Vec<T>::loadu(grads.add + at);
+        repeat<kSize>(0, [&](int j) { sum[j] = sum[j] + d; });
+      }
+      if (grads.mul != nullptr) {
+        Vec<T> before[kSize];  // d_mul and the members before j
+        before[0] = Vec<T>::loadu(grads.mul + at);
+        repeat<kSize - 1>(0, [&](int j) { before[j + 1] = before[j] * member[j]; });
+        Vec<T> after = member[kSize - 1];
+        sum[kSize - 1] = sum[kSize - 1] + before[kSize - 1];
+        repeat<kSize - 1>(0, [&](int i) {
+          const int j = kSize - 2 - i;
+          sum[j] = at::vec::fmadd(before[j], after, sum[j]);
+          if (j > 0) after = after * member[j];
+        });
+      }
+      if (grads.awf != nullptr) {
+        const Vec<T> d = Vec<T>::loadu(grads.awf + at);
+        repeat<kSize>(0, [&](int j) {
+          sum[j] = at::vec::fmadd(attention[j], d, sum[j]);
+          along[j] = at::vec::fmadd(d, member[j], along[j]);
+        });
+      }
+      repeat<kSize>(0, [&](int j) { sum[j].store(to[j] + at); });
+    }
+    if (grads.awf == nullptr) continue;
     Vec<T> mean(0);
-    for (int j = 0; j < spec.num_members; ++j) {
-      Vec<T> dot(0);
-      for (int c = 0; c < C; ++c) {
-        dot = at::vec::fmadd(Vec<T>::loadu(tile.map + c * tile.capacity + v),
-                             Vec<T>::loadu(tile.scale(spec.members[j], c, C) + v), dot);
-      }
-      along[j] = dot;
-      mean = at::vec::fmadd(Vec<T>::loadu(tile.attention + j * tile.capacity + v), dot, mean);
-    }
-    for (int j = 0; j < spec.num_members; ++j) {
-      const Vec<T> score = Vec<T>::loadu(tile.attention + j * tile.capacity + v) * (along[j] - mean);
-      score.store(tile.grad_score + j * tile.capacity + v);
-    }
-  }
-  // 2. to the members and the parameters
-  for (int j = 0; j < spec.num_members; ++j) {
-    const int64_t pair = spec.first_pair + j;
-    const T* attention = tile.attention + j * tile.capacity;
-    const T* score = tile.grad_score + j * tile.capacity;
-    for (int c = 0; c < C; ++c) {
-      const Vec<T> u(weight[pair * C + c]);
-      const T* value = tile.scale(spec.members[j], c, C);
-      const T* grad = tile.map + c * tile.capacity;
-      T* to = tile.grad_scale(spec.members[j], c, C);
-      Vec<T> sum(0);
-      for (int64_t v = 0; v < tile.vectors * kV; v += kV) {
-        const Vec<T> d_score = Vec<T>::loadu(score + v);
-        const Vec<T> direct =
-            at::vec::fmadd(Vec<T>::loadu(attention + v), Vec<T>::loadu(grad + v), Vec<T>::loadu(to + v));
-        at::vec::fmadd(d_score, u, direct).store(to + v);
-        sum = at::vec::fmadd(d_score, Vec<T>::loadu(value + v), sum);
-      }
-      out.awf_weight[pair * C + c] += horizontal_sum(sum);
-    }
-    Vec<T> sum(0);
-    for (int64_t v = 0; v < tile.vectors * kV; v += kV) sum = sum + Vec<T>::loadu(score + v);
-    out.awf_bias[pair] += horizontal_sum(sum);
+    repeat<kSize>(0, [&](int j) { mean = at::vec::fmadd(attention[j], along[j], mean); });
+    repeat<kSize>(0, [&](int j) { (attention[j] * (along[j] - mean)).store(grads.score + j * kTilePixels + p); });
   }
 }
 
+// cat and the attention scores: from rows of pixels to the projections of the native rows they were blended from.
 template <typename T>
-void unmix(const Problem<T>& problem, const Tile<T>& tile, const MapSpec& spec, int C, const ParameterGrads& out) {
-  switch (spec.op) {
-    case Operator::kOrig:
-    case Operator::kAdd: return unmix_add(tile, spec, C);
-    case Operator::kMul:
-      switch (spec.num_members) {
-        case 2: return unmix_mul<T, 2>(tile, spec, C);
-        case 3: return unmix_mul<T, 3>(tile, spec, C);
-        case 4: return unmix_mul<T, 4>(tile, spec, C);
-        case 5: return unmix_mul<T, 5>(tile, spec, C);
-        default: return unmix_mul<T, 6>(tile, spec, C);
-      }
-    case Operator::kCat: return unmix_cat(tile, spec, C, problem.cat_weight, out);
-    case Operator::kAwf: return unmix_awf(tile, spec, C, problem.awf_weight, out);
+void unmix_projected(const Tile<T>& tile, const Subset& subset, const SubsetGrads<T>& grads,
+                     PerScale<RowGrads<T>>& rows) {
+  for (int j = 0; j < subset.size; ++j) {
+    const RowGrads<T>& to = rows[subset.members[j]];
+    if (grads.cat != nullptr) to.spread_projected(tile, grads.cat, subset.cat_row[j], tile.num_classes);
+    if (grads.awf != nullptr) to.spread_projected(tile, grads.score + j * kTilePixels, subset.awf_row[j], 1);
   }
 }
 
