@@ -29,43 +29,40 @@ template <int kC, typename T>
 void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* grad_stats) {
   const Tile<T>& tile = state.tile;
   const int64_t C = problem.num_classes, map_size = C * kTilePixels;
-  const auto grad_of = [&](int map) { return grad_stats + map * (1 + 2 * C); };
-  for (int64_t l = 0; l < problem.num_scales; ++l) {
+  const auto differentiate = [&](int map, const auto& source, T* to) {
+    softmax_gradient<kC>(tile, source, problem.squared, grad_stats + map * (1 + 2 * C), to);
+    return to;
+  };
+  for (int l = 0; l < problem.num_scales; ++l) {
     if (!problem.scales[l].used) continue;
-    load_own(tile, l);
     T* to = state.grads.scales + l * map_size;
-    if (problem.original[l] < 0) std::memset(to, 0, sizeof(T) * map_size);
-    if (problem.original[l] < 0 && !problem.has_add) continue;
-    const MapInput<T> in = exponentiate_scale(tile, l);
-    if (problem.original[l] < 0) continue;
-    softmax_gradient<kC, From::kExponentials>(tile, in, problem.squared, grad_of(problem.original[l]), to);
+    load_own(tile, l);
+    if (problem.original[l] >= 0 || problem.has_add) exponentiate_scale<kC>(tile, l);
+    if (problem.original[l] >= 0) {
+      differentiate(problem.original[l], AddSource<T>(tile, &l, 1), to);
+    } else {
+      std::memset(to, 0, sizeof(T) * map_size);
+    }
   }
   for (int64_t i = 0; i < problem.num_subsets; ++i) {
     const Subset& subset = problem.subsets[i];
-    with_size(subset.size, [&]<int kSize>() {
-      SubsetGrads<T> grads = state.grads;
-      const auto differentiate = [&]<From kFrom>(Operator op, T*& to, const auto& make) {
-        if (subset.of(op) < 0) {
-          to = nullptr;
-        } else {
-          softmax_gradient<kC, kFrom>(tile, make(), problem.squared, grad_of(subset.of(op)), to);
-        }
-      };
-      differentiate.template operator()<From::kExponentials>(Operator::kAdd, grads.add,
-                                                             [&] { return make_add<T, kSize>(tile, subset); });
-      differentiate.template operator()<From::kLogits>(Operator::kMul, grads.mul,
-                                                       [&] { return make_mul<T, kSize>(tile, subset); });
-      differentiate.template operator()<From::kLogits>(Operator::kCat, grads.cat, [&] {
-        return make_cat<T, kSize>(tile, subset, problem.cat_bias, state.rows);
-      });
-      differentiate.template operator()<From::kLogits>(Operator::kAwf, grads.awf, [&] {
-        return make_awf<T, kSize>(tile, subset, problem.awf_bias, state.rows);
-      });
-      if (grads.add != nullptr || grads.mul != nullptr || grads.awf != nullptr) {
-        unmix_subset<T, kSize>(tile, subset, grads);
-      }
-      unmix_projected(tile, subset, grads, state.rows);
-    });
+    const int of_add = subset.of(Operator::kAdd), of_mul = subset.of(Operator::kMul);
+    const int of_cat = subset.of(Operator::kCat), of_awf = subset.of(Operator::kAwf);
+    SubsetGrads<T> grads{nullptr, nullptr, nullptr, nullptr, state.grads.score, state.grads.scales};
+    if (of_add >= 0) {
+      grads.add = differentiate(of_add, AddSource<T>(tile, subset.members, subset.size), state.grads.add);
+    }
+    if (of_mul >= 0) grads.mul = differentiate(of_mul, MulSource<T>(tile, subset), state.grads.mul);
+    if (of_cat >= 0) {
+      const CatSource<T, RowGrads<T>> source(tile, subset, problem.cat_bias, state.rows);
+      grads.cat = differentiate(of_cat, source, state.grads.cat);
+    }
+    if (of_awf >= 0) {
+      attend(tile, subset, problem.awf_bias, state.rows);
+      grads.awf = differentiate(of_awf, AwfSource<T>(tile, subset), state.grads.awf);
+    }
+    unmix_subset(tile, subset, grads);
+    unmix_projected(tile, subset, grads, state.rows);
   }
   for (int64_t l = 0; l < problem.num_scales; ++l) {
     if (problem.scales[l].used) state.rows[l].spread_raw(tile, state.grads.scales + l * map_size);

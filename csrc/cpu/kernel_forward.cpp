@@ -1,6 +1,7 @@
 // Forward pass of one unit: every map of the plan made, exponentiated and summed, tile by tile.
 #include "dispatch.h"
-#include "mix.h"
+#include "sources.h"
+#include "statistics.h"
 
 namespace lomix::cpu {
 inline namespace CPU_CAPABILITY {
@@ -12,11 +13,13 @@ template <typename T>
 struct ForwardState {
   Tile<T> tile;
   PerScale<ScaleRows<T>> rows;
-  T* sums;  // [M] of MapSums
+  T* sums;    // [M] of MapSums
+  T* labels;  // [C] vectors, how many pixels have each label
   ForwardState(const Problem<T>& problem, Arena& arena)
       : tile(problem, arena),
         rows(problem, arena),
-        sums(arena.take<T>(problem.num_maps * MapSums<T>::size(problem.num_classes))) {}
+        sums(arena.take<T>(problem.num_maps * MapSums<T>::size(problem.num_classes))),
+        labels(arena.take_zeros<T>(problem.num_classes * kWidth<T>)) {}
 };
 
 template <typename T>
@@ -29,36 +32,26 @@ int64_t forward_scratch(const Problem<T>& problem) {
 template <int kC, typename T>
 void forward_tile(const Problem<T>& problem, ForwardState<T>& state) {
   const Tile<T>& tile = state.tile;
-  const auto sums = [&](int map) { return MapSums<T>{state.sums + map * MapSums<T>::size(problem.num_classes)}; };
-  for (int64_t l = 0; l < problem.num_scales; ++l) {
+  const auto add = [&](int map, const auto& source) {
+    const MapSums<T> sums{state.sums + map * MapSums<T>::size(problem.num_classes)};
+    add_statistics<kC>(tile, source, problem.squared, sums);
+  };
+  for (int l = 0; l < problem.num_scales; ++l) {
     if (!problem.scales[l].used) continue;
     load_own(tile, l);
-    if (problem.original[l] < 0 && !problem.has_add) continue;
-    const MapInput<T> in = exponentiate_scale(tile, l);
-    if (problem.original[l] < 0) continue;
-    add_statistics<kC, From::kExponentials>(tile, in, problem.squared, sums(problem.original[l]));
+    if (problem.original[l] >= 0 || problem.has_add) exponentiate_scale<kC>(tile, l);
+    if (problem.original[l] >= 0) add(problem.original[l], AddSource<T>(tile, &l, 1));
   }
   for (int64_t i = 0; i < problem.num_subsets; ++i) {
     const Subset& subset = problem.subsets[i];
-    with_size(subset.size, [&]<int kSize>() {
-      const auto add = [&]<From kFrom>(Operator op, const MapInput<T>& in) {
-        add_statistics<kC, kFrom>(tile, in, problem.squared, sums(subset.of(op)));
-      };
-      if (subset.of(Operator::kAdd) >= 0) {
-        add.template operator()<From::kExponentials>(Operator::kAdd, make_add<T, kSize>(tile, subset));
-      }
-      if (subset.of(Operator::kMul) >= 0) {
-        add.template operator()<From::kLogits>(Operator::kMul, make_mul<T, kSize>(tile, subset));
-      }
-      if (subset.of(Operator::kCat) >= 0) {
-        add.template operator()<From::kLogits>(Operator::kCat,
-                                               make_cat<T, kSize>(tile, subset, problem.cat_bias, state.rows));
-      }
-      if (subset.of(Operator::kAwf) >= 0) {
-        add.template operator()<From::kLogits>(Operator::kAwf,
-                                               make_awf<T, kSize>(tile, subset, problem.awf_bias, state.rows));
-      }
-    });
+    const int of_add = subset.of(Operator::kAdd), of_mul = subset.of(Operator::kMul);
+    const int of_cat = subset.of(Operator::kCat), of_awf = subset.of(Operator::kAwf);
+    if (of_add >= 0) add(of_add, AddSource<T>(tile, subset.members, subset.size));
+    if (of_mul >= 0) add(of_mul, MulSource<T>(tile, subset));
+    if (of_cat >= 0) add(of_cat, CatSource<T, ScaleRows<T>>(tile, subset, problem.cat_bias, state.rows));
+    if (of_awf < 0) continue;
+    attend(tile, subset, problem.awf_bias, state.rows);
+    add(of_awf, AwfSource<T>(tile, subset));
   }
 }
 
@@ -74,6 +67,10 @@ void forward_unit_of(const Problem<T>& problem, const Unit& unit, void* scratch,
   int64_t additions = 0;
   const auto drain = [&] {
     each_map([&](const MapSums<T>& sums, int64_t m) { sums.drain(C, out.stats + m * (1 + 2 * C)); });
+    for (int64_t c = 0; c < C; ++c) {
+      out.label_counts[c] += static_cast<int64_t>(horizontal_sum(Vec<T>::loadu(state.labels + c * kWidth<T>)));
+    }
+    std::memset(state.labels, 0, sizeof(T) * C * kWidth<T>);
     additions = 0;
   };
   const auto start = [&](int64_t z, int64_t x, int64_t tiles) {
@@ -87,11 +84,11 @@ void forward_unit_of(const Problem<T>& problem, const Unit& unit, void* scratch,
   const auto work = [&] {
     const Tile<T>& tile = state.tile;
     for (int64_t c = 0; c < C; ++c) {
-      Vec<T> count(0);
-      for (int64_t p = 0; p < tile.pixels(); p += kWidth<T>) {
+      Vec<T> count = Vec<T>::loadu(state.labels + c * kWidth<T>);
+      for (int64_t p = 0, end = tile.pixels(); p < end; p += kWidth<T>) {
         count = count + Vec<T>::loadu(tile.one_hot + c * kTilePixels + p);
       }
-      out.label_counts[c] += static_cast<int64_t>(horizontal_sum(count));
+      count.store(state.labels + c * kWidth<T>);
     }
     forward_tile<kC>(problem, state);
     additions += tile.rows * tile.columns;

@@ -22,11 +22,14 @@ inline constexpr int64_t kWidth = Vec<T>::size();
 #define LOMIX_X86_VECTORS 1
 #endif
 
+// For lambdas that hold vectors of a caller: as calls of their own they would pass registers through memory.
+#define LOMIX_INLINE __attribute__((always_inline))
+
 // Call f(0) .. f(n - 1): unrolled with constants where kN says how many there are, else in a loop of n.
 template <int kN, typename F>
-inline __attribute__((always_inline)) void repeat(int n, const F& f) {
+inline LOMIX_INLINE void repeat(int n, const F& f) {
   if constexpr (kN > 0) {
-    [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) { (f(i), ...); }
+    [&]<int... i>(std::integer_sequence<int, i...>) LOMIX_INLINE { (f(i), ...); }
     (std::make_integer_sequence<int, kN>{});
   } else {
     for (int i = 0; i < n; ++i) f(i);
@@ -146,6 +149,41 @@ inline double horizontal_sum(const Vec<T>& v) {
   return sum;
 }
 
+// A vector whose lanes n, n + 4, n + 8, .. add up to the lanes of vector number n of the four.
+template <typename T>
+inline Vec<T> interleave_sums(const Vec<T>& a, const Vec<T>& b, const Vec<T>& c, const Vec<T>& d) {
+  alignas(64) T lanes[kWidth<T>] = {};
+  const Vec<T>* of[4] = {&a, &b, &c, &d};
+  for (int n = 0; n < 4; ++n) lanes[n] = static_cast<T>(horizontal_sum(*of[n]));
+  return Vec<T>::loadu(lanes);
+}
+// The same of two, for vectors of fewer than four lanes.
+template <typename T>
+inline Vec<T> interleave_sums(const Vec<T>& a, const Vec<T>& b) {
+  alignas(64) T lanes[kWidth<T>] = {};
+  lanes[0] = static_cast<T>(horizontal_sum(a));
+  lanes[1] = static_cast<T>(horizontal_sum(b));
+  return Vec<T>::loadu(lanes);
+}
+
+#if defined(CPU_CAPABILITY_AVX512)
+template <>
+inline Vec<float> interleave_sums<float>(const Vec<float>& a, const Vec<float>& b, const Vec<float>& c,
+                                         const Vec<float>& d) {
+  const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+  const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+  return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+}
+#elif defined(CPU_CAPABILITY_AVX2)
+template <>
+inline Vec<float> interleave_sums<float>(const Vec<float>& a, const Vec<float>& b, const Vec<float>& c,
+                                         const Vec<float>& d) {
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+  return _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+}
+#endif
+
 // to[i] += sum of the lanes of v[i], for as many vectors as a vector has lanes.
 template <typename T>
 inline void add_lane_sums(const Vec<T> (&v)[Vec<T>::size()], T* to) {
@@ -155,15 +193,8 @@ inline void add_lane_sums(const Vec<T> (&v)[Vec<T>::size()], T* to) {
 #if defined(CPU_CAPABILITY_AVX512)
 template <>
 inline void add_lane_sums<float>(const Vec<float> (&v)[16], float* to) {
-  __m512 quarter[4];  // [i]: four sums of v[4i .. 4i + 3] in each of the four parts of 128 bits
-  for (int i = 0; i < 4; ++i) {
-    const __m512 a = v[4 * i], b = v[4 * i + 1], c = v[4 * i + 2], d = v[4 * i + 3];
-    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    const __m512d p = _mm512_castps_pd(ab), q = _mm512_castps_pd(cd);
-    quarter[i] =
-        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
-  }
+  Vec<float> quarter[4];  // [i]: four sums of v[4i .. 4i + 3] in each of the four parts of 128 bits
+  for (int i = 0; i < 4; ++i) quarter[i] = interleave_sums(v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]);
   const auto halve = [](const __m512& a, const __m512& b) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
   };
@@ -173,10 +204,7 @@ inline void add_lane_sums<float>(const Vec<float> (&v)[16], float* to) {
 #elif defined(CPU_CAPABILITY_AVX2)
 template <>
 inline void add_lane_sums<float>(const Vec<float> (&v)[8], float* to) {
-  const auto four = [](const __m256& a, const __m256& b, const __m256& c, const __m256& d) {
-    return _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-  };
-  const __m256 low = four(v[0], v[1], v[2], v[3]), high = four(v[4], v[5], v[6], v[7]);
+  const __m256 low = interleave_sums(v[0], v[1], v[2], v[3]), high = interleave_sums(v[4], v[5], v[6], v[7]);
   const __m256 sums = _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
   _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), sums));
 }

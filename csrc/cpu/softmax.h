@@ -32,26 +32,30 @@ class ClassValues<T, 0> {
   T* at_;
 };
 
-template <int i>
-using Lane = std::integral_constant<int, i>;
+// Number of one of four partial results; `first` where it has none yet.
+template <int i, bool is_first>
+struct Lane {
+  static constexpr int index = i;
+  static constexpr bool first = is_first;
+};
 
-// Call f(c, lane) for all classes with lane = c % 4, a constant.
+// Call f(c, lane) for all classes, lane.index = c % 4 being a constant.
 template <int kC, typename F>
-inline __attribute__((always_inline)) void for_classes(int C, const F& f) {
+inline LOMIX_INLINE void for_classes(int C, const F& f) {
   if constexpr (kC > 0) {
-    [&]<int... c>(std::integer_sequence<int, c...>) __attribute__((always_inline)) { (f(c, Lane<c % 4>()), ...); }
+    [&]<int... c>(std::integer_sequence<int, c...>) LOMIX_INLINE { (f(c, Lane<c % 4, c / 4 == 0>()), ...); }
     (std::make_integer_sequence<int, kC>{});
   } else {
     int c = 0;
     for (; c + 4 <= C; c += 4) {
-      f(c, Lane<0>());
-      f(c + 1, Lane<1>());
-      f(c + 2, Lane<2>());
-      f(c + 3, Lane<3>());
+      f(c, Lane<0, false>());
+      f(c + 1, Lane<1, false>());
+      f(c + 2, Lane<2, false>());
+      f(c + 3, Lane<3, false>());
     }
-    if (c < C) f(c, Lane<0>());
-    if (c + 1 < C) f(c + 1, Lane<1>());
-    if (c + 2 < C) f(c + 2, Lane<2>());
+    if (c < C) f(c, Lane<0, false>());
+    if (c + 1 < C) f(c + 1, Lane<1, false>());
+    if (c + 2 < C) f(c + 2, Lane<2, false>());
   }
 }
 
@@ -81,162 +85,117 @@ inline void with_class_count([[maybe_unused]] int64_t num_classes, const F& f) {
   return f.template operator()<0>();
 }
 
+// A sum, or a largest value, in four parts.
 template <typename T>
-struct Partial {
-  Vec<T> part[4];
-  explicit Partial(T start) : part{Vec<T>(start), Vec<T>(start), Vec<T>(start), Vec<T>(start)} {}
-  Vec<T> sum() const { return (part[0] + part[1]) + (part[2] + part[3]); }
-  Vec<T> largest() const { return larger(larger(part[0], part[1]), larger(part[2], part[3])); }
+class Partial {
+ public:
+  explicit Partial(T start) : part_{Vec<T>(start), Vec<T>(start), Vec<T>(start), Vec<T>(start)} {}
+  template <typename L>
+  LOMIX_INLINE void add(L, const Vec<T>& x) {
+    part_[L::index] = L::first ? x : part_[L::index] + x;
+  }
+  template <typename L>
+  LOMIX_INLINE void add_product(L, const Vec<T>& x, const Vec<T>& y) {
+    part_[L::index] = L::first ? x * y : at::vec::fmadd(x, y, part_[L::index]);
+  }
+  template <typename L>
+  LOMIX_INLINE void raise(L, const Vec<T>& x) {
+    part_[L::index] = L::first ? x : larger(x, part_[L::index]);
+  }
+  LOMIX_INLINE Vec<T> sum() const { return (part_[0] + part_[1]) + (part_[2] + part_[3]); }
+  LOMIX_INLINE Vec<T> largest() const { return larger(larger(part_[0], part_[1]), larger(part_[2], part_[3])); }
+
+ private:
+  Vec<T> part_[4];
 };
 
-enum class From { kLogits, kExponentials };
-
-// What a softmax starts from: logits, or the exponentials of logits relative to the largest of a pixel and their sum.
-// Logits and differences of logits are in units of log2, that is times log2(e): then the largest one's exponential is
-// exactly 1 without a multiplication for each. `map` [C, kTilePixels], the others [kTilePixels].
-template <typename T>
-struct MapInput {
-  const T* map;
-  const T* own;     // logits: that of the label's class
-  const T* margin;  // exponentials: largest - own
-  const T* sum;     // exponentials: over the classes
-};
-
-// Exponentials of one vector of pixels, relative to their largest logit, `top`. Returns their sum. `unit` is what turns
-// the logits into units of log2, 1 for those that are.
-template <int kC, typename T, typename Unit = Lane<1>>
-inline Vec<T> exponentiate(const T* map, int C, ClassValues<T, kC>& e, Vec<T>& top, const Unit& unit = {}) {
-  const auto load = [&](int c) { return Vec<T>::loadu(map + c * kTilePixels); };
+// Turn the logits of one vector of pixels into exponentials relative to their largest, `top`. Returns their sum. `unit`
+// is what turns the logits into units of log2, none for those that are.
+template <int kC, typename T, typename... Unit>
+inline LOMIX_INLINE Vec<T> exponentiate(int C, ClassValues<T, kC>& e, Vec<T>& top, const Unit&... unit) {
   Partial<T> tops(-std::numeric_limits<T>::infinity()), sum(0);
-  for_classes<kC>(C, [&](int c, auto lane) { tops.part[lane] = larger(load(c), tops.part[lane]); });
+  for_classes<kC>(C, [&](int c, auto lane) LOMIX_INLINE { tops.raise(lane, e.get(c)); });
   top = tops.largest();
-  for_classes<kC>(C, [&](int c, auto lane) {
-    Vec<T> t = load(c) - top;
-    if constexpr (!std::is_same_v<Unit, Lane<1>>) t = t * unit;
-    const Vec<T> one = exp2_softmax(t);
+  for_classes<kC>(C, [&](int c, auto lane) LOMIX_INLINE {
+    const Vec<T> one = exp2_softmax(((e.get(c) - top) * ... * unit));
     e.set(c, one);
-    sum.part[lane] = sum.part[lane] + one;
+    sum.add(lane, one);
   });
   return sum.sum();
 }
 
-// Sums of one map over the pixels of this thread, as vectors: lanes are added up when they are drained.
+// What a softmax needs of one vector of pixels: exponentials, and what is common to their classes. Logits and
+// differences of logits are in units of log2, that is times log2(e): then the largest one's exponential is exactly 1
+// without a multiplication for each.
 template <typename T>
-struct MapSums {
-  static int64_t size(int64_t C) { return (3 + 2 * C) * kWidth<T>; }
-  T* at;  // margins in units of log2, log2 of sums, product of mantissas, I [C], Q [C], each a vector
-
-  void clear(int64_t C) const {
-    std::memset(at, 0, sizeof(T) * size(C));
-    Vec<T>(1).store(at + 2 * kWidth<T>);
-  }
-  void drain(int64_t C, double* stats) const {
-    constexpr int64_t kV = kWidth<T>;
-    const Vec<T> margin = Vec<T>::loadu(at), logs = Vec<T>::loadu(at + kV), product = Vec<T>::loadu(at + 2 * kV);
-    constexpr double kLn2 = 0.69314718055994530942;
-    stats[0] += kLn2 * (horizontal_sum(margin) + horizontal_sum(logs) + horizontal_sum(product.log2()));
-    for (int64_t k = 0; k < 2 * C; ++k) stats[1 + k] += horizontal_sum(Vec<T>::loadu(at + (3 + k) * kV));
-    clear(C);
-  }
+struct PixelSums {
+  Vec<T> sum;     // of the exponentials
+  Vec<T> margin;  // the logit they are relative to, minus that of the label's class
 };
 
-// Add the statistics of one map over the tile.
-template <int kC, From kFrom, typename T>
-void add_statistics(const Tile<T>& tile, const MapInput<T>& in, bool squared, const MapSums<T>& out) {
+// Exponentials of one map for all pixels of the tile, to tile.map, and 1 / their sum to tile.inverse (0 where there is no
+// pixel). The source, one of sources.h, makes them; `each(exists, sums)` is told what is common to each vector's classes.
+// Only then do other loops use them: the way from logits to the inverse is long, and must not hold up what follows.
+template <int kC, typename Source, typename T, typename Each>
+inline LOMIX_INLINE void exponentiate_map(const Tile<T>& tile, Source& source, const Each& each) {
   constexpr int64_t kV = kWidth<T>;
   const int C = kC > 0 ? kC : tile.num_classes;
-  T* const i_at = out.at + 3 * kV;
-  T* const q_at = i_at + C * kV;
-  Vec<T> margin = Vec<T>::loadu(out.at), logs = Vec<T>::loadu(out.at + kV), product = Vec<T>::loadu(out.at + 2 * kV);
-  // For kC > 0 the sums of all classes live in registers (or on the stack) during the loop, else in memory.
-  Vec<T> held[kC > 0 ? 2 * kC : 1];
-  if constexpr (kC > 0) repeat<2 * kC>(0, [&](int k) { held[k] = Vec<T>::loadu(i_at + k * kV); });
-  const auto add_class = [&](int c, const Vec<T>& s, const Vec<T>& hot, auto with_square) {
-    const auto denominator = [&](const Vec<T>& before) {
-      if constexpr (with_square) return at::vec::fmadd(s, s, before);
-      return before + s;
-    };
-    if constexpr (kC > 0) {
-      held[c] = at::vec::fmadd(s, hot, held[c]);
-      held[kC + c] = denominator(held[kC + c]);
-    } else {
-      T *i = i_at + c * kV, *q = q_at + c * kV;
-      at::vec::fmadd(s, hot, Vec<T>::loadu(i)).store(i);
-      denominator(Vec<T>::loadu(q)).store(q);
+  const int64_t rows = tile.rows, pitch = tile.columns * kV;
+  T *map = tile.map, *inverse = tile.inverse;
+  const T* exists_at = tile.exists;
+  for (int64_t r = 0, p = 0; r < rows; ++r) {
+    source.start_row(r);
+    for (int64_t v = 0; v < pitch; v += kV, p += kV) {
+      ClassValues<T, kC> e(map + p);
+      const PixelSums<T> sums = source.template exponentials<kC>(C, p, v, e);
+      if constexpr (kC > 0) {
+        for_classes<kC>(C, [&](int c, auto) LOMIX_INLINE { e.get(c).store(map + c * kTilePixels + p); });
+      }
+      const Vec<T> exists = Vec<T>::loadu(exists_at + p);
+      (exists / sums.sum).store(inverse + p);
+      each(exists, sums);
     }
-  };
-  for (int64_t p = 0; p < tile.pixels(); p += kV) {
-    ClassValues<T, kC> e(tile.map + p);
-    Vec<T> rest, sum;
-    if constexpr (kFrom == From::kLogits) {
-      Vec<T> top;
-      sum = exponentiate<kC>(in.map + p, C, e, top);
-      rest = top - Vec<T>::loadu(in.own + p);
-    } else {
-      rest = Vec<T>::loadu(in.margin + p);
-      sum = Vec<T>::loadu(in.sum + p);
-    }
-    const Vec<T> exists = Vec<T>::loadu(tile.exists + p), inverse = exists / sum;
-    const auto add_all = [&](auto with_square) {
-      for_classes<kC>(C, [&](int c, auto) {
-        const Vec<T> one = kFrom == From::kLogits ? e.get(c) : Vec<T>::loadu(in.map + c * kTilePixels + p);
-        add_class(c, one * inverse, Vec<T>::loadu(tile.one_hot + c * kTilePixels + p), with_square);
-      });
-    };
-    squared ? add_all(std::true_type()) : add_all(std::false_type());
-    margin = at::vec::fmadd(exists, rest, margin);
-    product = product * at::vec::fmadd(exists, sum, Vec<T>(1) - exists);
-    if (kFrom == From::kExponentials || p % (8 * kV) == 7 * kV) split_exponent(product, logs);
   }
-  split_exponent(product, logs);
-  margin.store(out.at);
-  logs.store(out.at + kV);
-  product.store(out.at + 2 * kV);
-  if constexpr (kC > 0) repeat<2 * kC>(0, [&](int k) { held[k].store(i_at + k * kV); });
 }
 
-// dLoss/dmap [C, kTilePixels] from dLoss/dstats of this map, grad [1 + 2C], whose gQ is doubled already if squared:
+// dLoss/dmap, to [C, kTilePixels], from dLoss/dstats of this map, grad [1 + 2C], whose gQ is doubled already if squared:
 //   t_c = gI_c [y == c] + 2 gQ_c s_c (or gQ_c);  d_c = s_c (t_c - sum_k s_k t_k + g_ce) - g_ce [y == c]
-// `to` may be in.map.
-template <int kC, From kFrom, typename T>
-void softmax_gradient(const Tile<T>& tile, const MapInput<T>& in, bool squared, const T* grad, T* to) {
+template <int kC, bool kSquared, typename T>
+void push_gradient(const Tile<T>& tile, const T* grad, T* to) {
   constexpr int64_t kV = kWidth<T>;
   const int C = kC > 0 ? kC : tile.num_classes;
+  const int64_t pixels = tile.pixels();
+  const T *one_hot = tile.one_hot, *map = tile.map, *inverse_at = tile.inverse;
   const Vec<T> g_ce(grad[0]);
   const T *g_i = grad + 1, *g_q = grad + 1 + C;
-  for (int64_t p = 0; p < tile.pixels(); p += kV) {
+  for (int64_t p = 0; p < pixels; p += kV) {
     ClassValues<T, kC> s(to + p), t(to + p);
-    Vec<T> sum;
-    if constexpr (kFrom == From::kLogits) {
-      Vec<T> top;
-      sum = exponentiate<kC>(in.map + p, C, s, top);
-    } else {
-      sum = Vec<T>::loadu(in.sum + p);
-    }
-    const Vec<T> exists = Vec<T>::loadu(tile.exists + p), inverse = exists / sum;
-    const auto hot = [&](int c) { return Vec<T>::loadu(tile.one_hot + c * kTilePixels + p); };
-    const auto differentiate = [&](auto with_square) {
-      const auto t_of = [&](int c, const Vec<T>& one) {
-        if constexpr (with_square) return at::vec::fmadd(hot(c), Vec<T>(g_i[c]), one * Vec<T>(g_q[c]));
-        return at::vec::fmadd(hot(c), Vec<T>(g_i[c]), Vec<T>(g_q[c]));
-      };
-      Partial<T> dot(0);
-      for_classes<kC>(C, [&](int c, auto lane) {
-        const Vec<T> e = kFrom == From::kLogits ? s.get(c) : Vec<T>::loadu(in.map + c * kTilePixels + p);
-        const Vec<T> one = e * inverse, slope = t_of(c, one);
-        if constexpr (kC > 0) t.set(c, slope);
-        s.set(c, one);
-        dot.part[lane] = at::vec::fmadd(one, slope, dot.part[lane]);
-      });
-      const Vec<T> common = g_ce - dot.sum();
-      for_classes<kC>(C, [&](int c, auto) {
-        const Vec<T> one = s.get(c);
-        const Vec<T> slope = kC > 0 ? t.get(c) : t_of(c, one);
-        at::vec::fmsub(one, slope + common, g_ce * hot(c)).store(to + c * kTilePixels + p);
-      });
+    const Vec<T> inverse = Vec<T>::loadu(inverse_at + p);
+    const auto hot = [&](int c) LOMIX_INLINE { return Vec<T>::loadu(one_hot + c * kTilePixels + p); };
+    const auto t_of = [&](int c, const Vec<T>& one) LOMIX_INLINE {
+      const Vec<T> q(g_q[c]);
+      return at::vec::fmadd(hot(c), Vec<T>(g_i[c]), kSquared ? one * q : q);
     };
-    squared ? differentiate(std::true_type()) : differentiate(std::false_type());
+    Partial<T> dot(0);
+    for_classes<kC>(C, [&](int c, auto lane) LOMIX_INLINE {
+      const Vec<T> one = Vec<T>::loadu(map + c * kTilePixels + p) * inverse, slope = t_of(c, one);
+      if constexpr (kC > 0) t.set(c, slope);
+      s.set(c, one);
+      dot.add_product(lane, one, slope);
+    });
+    const Vec<T> common = g_ce - dot.sum();
+    for_classes<kC>(C, [&](int c, auto) LOMIX_INLINE {
+      const Vec<T> one = s.get(c);
+      const Vec<T> slope = kC > 0 ? t.get(c) : t_of(c, one);
+      at::vec::fmsub(one, slope + common, g_ce * hot(c)).store(to + c * kTilePixels + p);
+    });
   }
+}
+
+template <int kC, typename Source, typename T>
+void softmax_gradient(const Tile<T>& tile, Source source, bool squared, const T* grad, T* to) {
+  exponentiate_map<kC>(tile, source, [](const Vec<T>&, const PixelSums<T>&) {});
+  squared ? push_gradient<kC, true>(tile, grad, to) : push_gradient<kC, false>(tile, grad, to);
 }
 
 }  // namespace CPU_CAPABILITY

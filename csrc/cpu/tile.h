@@ -20,14 +20,11 @@ struct Tile {
   T* scales;        // P [L, C, ..]
   T* exponentials;  // E [L, C, ..], exp(P - largest of the pixel)
   T* margins;       // [L, ..], the largest logit minus that of the label's class, in units of log2
-  T* sums;          // [L, ..], of E over classes
   T* own;           // [L, ..], P of the label's class
   T* one_hot;       // [C, ..]
   T* exists;        // [..], 1 or 0
-  T* map;           // [C, ..], one map in units of log2, or its exponentials
-  T* map_own;       // [..], its logit of the label's class
-  T* map_margin;    // [..], where `map` holds exponentials: the top they are relative to minus the label's logit
-  T* map_sum;       // [..], and their sum
+  T* map;           // [C, ..], exponentials of one map
+  T* inverse;       // [..], 1 / their sum, 0 in lanes past the width
   T* attention;     // [L, ..], awf weights of one subset
   RowBlend<T>* blends;  // [L, kTileRows]
 
@@ -36,14 +33,11 @@ struct Tile {
     scales = arena.take_zeros<T>(L * C * N);
     exponentials = arena.take<T>(L * C * N);
     margins = arena.take<T>(L * N);
-    sums = arena.take<T>(L * N);
     own = arena.take<T>(L * N);
     one_hot = arena.take_zeros<T>(C * N);
     exists = arena.take<T>(N);
     map = arena.take<T>(C * N);
-    map_own = arena.take<T>(N);
-    map_margin = arena.take<T>(N);
-    map_sum = arena.take<T>(N);
+    inverse = arena.take<T>(N);
     attention = arena.take<T>(L * N);
     blends = arena.take<RowBlend<T>>(L * kTileRows);
   }
@@ -111,13 +105,15 @@ void load_labels(const Problem<T>& problem, const Tile<T>& tile, int64_t pixel, 
 template <typename T>
 void load_own(const Tile<T>& tile, int64_t l) {
   constexpr int64_t kV = kWidth<T>;
-  for (int64_t p = 0; p < tile.pixels(); p += kV) {
+  const int64_t pixels = tile.pixels(), end = tile.num_classes * kTilePixels;
+  const T *from = tile.scale(l), *one_hot = tile.one_hot;
+  T* to = tile.own + l * kTilePixels;
+  for (int64_t p = 0; p < pixels; p += kV) {
     Vec<T> own(0);
-    for (int c = 0; c < tile.num_classes; ++c) {
-      own = at::vec::fmadd(Vec<T>::loadu(tile.scale(l) + c * kTilePixels + p),
-                           Vec<T>::loadu(tile.one_hot + c * kTilePixels + p), own);
+    for (int64_t at = p; at < end; at += kTilePixels) {
+      own = at::vec::fmadd(Vec<T>::loadu(from + at), Vec<T>::loadu(one_hot + at), own);
     }
-    own.store(tile.own + l * kTilePixels + p);
+    own.store(to + p);
   }
 }
 

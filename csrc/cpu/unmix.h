@@ -1,8 +1,8 @@
 // Adjoints of the mixes: gradients of the maps of one subset, added to those of its members.
 #pragma once
 
-#include "mix.h"
 #include "row_grads.h"
+#include "sources.h"
 
 namespace lomix::cpu {
 inline namespace CPU_CAPABILITY {
@@ -20,38 +20,39 @@ struct SubsetGrads {
 //   dscore_j = attention_j (d_awf . P_j - sum over k of attention_k d_awf . P_k)
 // The part of dP_j that comes through the scores goes by way of the projection, as that of cat does.
 template <typename T, int kSize>
-void unmix_subset(const Tile<T>& tile, const Subset& subset, const SubsetGrads<T>& grads) {
+void unmix_members(const Tile<T>& tile, const Subset& subset, const SubsetGrads<T> grads) {
   constexpr int64_t kV = kWidth<T>;
-  const int64_t C = tile.num_classes;
+  const int64_t C = tile.num_classes, pixels = tile.pixels();
+  const T* const attention_at = tile.attention;
   const T* value[kSize];
   T* to[kSize];
   for (int j = 0; j < kSize; ++j) {
     value[j] = tile.scale(subset.members[j]);
     to[j] = grads.scales + subset.members[j] * C * kTilePixels;
   }
-  for (int64_t p = 0; p < tile.pixels(); p += kV) {
+  for (int64_t p = 0; p < pixels; p += kV) {
     Vec<T> attention[kSize], along[kSize];
-    repeat<kSize>(0, [&](int j) {
-      attention[j] = grads.awf == nullptr ? Vec<T>(0) : Vec<T>::loadu(tile.attention + j * kTilePixels + p);
+    repeat<kSize>(0, [&](int j) LOMIX_INLINE {
+      attention[j] = grads.awf == nullptr ? Vec<T>(0) : Vec<T>::loadu(attention_at + j * kTilePixels + p);
       along[j] = Vec<T>(0);
     });
     for (int64_t at = p; at < C * kTilePixels; at += kTilePixels) {
       Vec<T> sum[kSize], member[kSize];
-      repeat<kSize>(0, [&](int j) {
+      repeat<kSize>(0, [&](int j) LOMIX_INLINE {
         sum[j] = Vec<T>::loadu(to[j] + at);
         member[j] = Vec<T>::loadu(value[j] + at);
       });
       if (grads.add != nullptr) {
         const Vec<T> d = Vec<T>::loadu(grads.add + at);
-        repeat<kSize>(0, [&](int j) { sum[j] = sum[j] + d; });
+        repeat<kSize>(0, [&](int j) LOMIX_INLINE { sum[j] = sum[j] + d; });
       }
       if (grads.mul != nullptr) {
         Vec<T> before[kSize];  // d_mul and the members before j
         before[0] = Vec<T>::loadu(grads.mul + at);
-        repeat<kSize - 1>(0, [&](int j) { before[j + 1] = before[j] * member[j]; });
+        repeat<kSize - 1>(0, [&](int j) LOMIX_INLINE { before[j + 1] = before[j] * member[j]; });
         Vec<T> after = member[kSize - 1];
         sum[kSize - 1] = sum[kSize - 1] + before[kSize - 1];
-        repeat<kSize - 1>(0, [&](int i) {
+        repeat<kSize - 1>(0, [&](int i) LOMIX_INLINE {
           const int j = kSize - 2 - i;
           sum[j] = at::vec::fmadd(before[j], after, sum[j]);
           if (j > 0) after = after * member[j];
@@ -59,17 +60,29 @@ void unmix_subset(const Tile<T>& tile, const Subset& subset, const SubsetGrads<T
       }
       if (grads.awf != nullptr) {
         const Vec<T> d = Vec<T>::loadu(grads.awf + at);
-        repeat<kSize>(0, [&](int j) {
+        repeat<kSize>(0, [&](int j) LOMIX_INLINE {
           sum[j] = at::vec::fmadd(attention[j], d, sum[j]);
           along[j] = at::vec::fmadd(d, member[j], along[j]);
         });
       }
-      repeat<kSize>(0, [&](int j) { sum[j].store(to[j] + at); });
+      repeat<kSize>(0, [&](int j) LOMIX_INLINE { sum[j].store(to[j] + at); });
     }
     if (grads.awf == nullptr) continue;
     Vec<T> mean(0);
-    repeat<kSize>(0, [&](int j) { mean = at::vec::fmadd(attention[j], along[j], mean); });
-    repeat<kSize>(0, [&](int j) { (attention[j] * (along[j] - mean)).store(grads.score + j * kTilePixels + p); });
+    repeat<kSize>(0, [&](int j) LOMIX_INLINE { mean = at::vec::fmadd(attention[j], along[j], mean); });
+    repeat<kSize>(0, [&](int j) LOMIX_INLINE { (attention[j] * (along[j] - mean)).store(grads.score + j * kTilePixels + p); });
+  }
+}
+
+template <typename T>
+void unmix_subset(const Tile<T>& tile, const Subset& subset, const SubsetGrads<T>& grads) {
+  if (grads.add == nullptr && grads.mul == nullptr && grads.awf == nullptr) return;
+  switch (subset.size) {
+    case 2: return unmix_members<T, 2>(tile, subset, grads);
+    case 3: return unmix_members<T, 3>(tile, subset, grads);
+    case 4: return unmix_members<T, 4>(tile, subset, grads);
+    case 5: return unmix_members<T, 5>(tile, subset, grads);
+    default: return unmix_members<T, 6>(tile, subset, grads);
   }
 }
 

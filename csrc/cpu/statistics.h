@@ -1,0 +1,104 @@
+// The sums of one map that the forward pass is after.
+#pragma once
+
+#include "softmax.h"
+
+namespace lomix::cpu {
+inline namespace CPU_CAPABILITY {
+
+// Classes whose two sums are kept in one vector: I of each, then Q of each, then the same for the next lanes.
+template <typename T>
+inline constexpr int kGroup = kWidth<T> >= 4 ? 2 : 1;
+
+// Sums of one map over the pixels of this thread, float lanes that are added up in doubles when they are drained.
+template <typename T>
+struct MapSums {
+  static int64_t groups(int64_t C) { return (C + kGroup<T> - 1) / kGroup<T>; }
+  static int64_t size(int64_t C) { return (3 + groups(C)) * kWidth<T>; }
+  T* at;  // vectors: margins, log2 of sums, a product of mantissas, then groups(C) of I and Q
+
+  void clear(int64_t C) const {
+    std::memset(at, 0, sizeof(T) * size(C));
+    Vec<T>(1).store(at + 2 * kWidth<T>);
+  }
+  void drain(int64_t C, double* stats) const {
+    constexpr int64_t kV = kWidth<T>, kPart = 2 * kGroup<T>;
+    const Vec<T> margin = Vec<T>::loadu(at), logs = Vec<T>::loadu(at + kV), product = Vec<T>::loadu(at + 2 * kV);
+    constexpr double kLn2 = 0.69314718055994530942;
+    stats[0] += kLn2 * (horizontal_sum(margin) + horizontal_sum(logs) + horizontal_sum(product.log2()));
+    for (int64_t k = 0; k < groups(C) * kV; ++k) {
+      const int64_t c = k / kV * kGroup<T> + k % kGroup<T>;
+      const bool is_q = k % kPart >= kGroup<T>;
+      if (c < C) stats[1 + (is_q ? C : 0) + c] += static_cast<double>(at[3 * kV + k]);
+    }
+    clear(C);
+  }
+};
+
+// Add I_c and Q_c of kCount classes from c on, c a multiple of kGroup.
+template <int kCount, bool kSquared, typename T>
+void add_dice_of(const Tile<T>& tile, int c, T* groups) {
+  constexpr int64_t kV = kWidth<T>;
+  const int64_t pixels = tile.pixels();
+  const T *map = tile.map + c * kTilePixels, *one_hot = tile.one_hot + c * kTilePixels, *inverse_at = tile.inverse;
+  Vec<T> i[kCount], q[kCount];
+  repeat<kCount>(0, [&](int k) LOMIX_INLINE { i[k] = q[k] = Vec<T>(0); });
+  for (int64_t p = 0; p < pixels; p += kV) {
+    const Vec<T> inverse = Vec<T>::loadu(inverse_at + p);
+    repeat<kCount>(0, [&](int k) LOMIX_INLINE {
+      const Vec<T> s = Vec<T>::loadu(map + k * kTilePixels + p) * inverse;
+      i[k] = at::vec::fmadd(s, Vec<T>::loadu(one_hot + k * kTilePixels + p), i[k]);
+      q[k] = kSquared ? at::vec::fmadd(s, s, q[k]) : q[k] + s;
+    });
+  }
+  T* to = groups + c / kGroup<T> * kV;
+  for (int k = 0; k < kCount; k += kGroup<T>, to += kV) {
+    Vec<T> sums;
+    if constexpr (kGroup<T> == 1) {
+      sums = interleave_sums(i[k], q[k]);
+    } else {
+      const bool both = k + 1 < kCount;
+      sums = interleave_sums(i[k], both ? i[k + 1] : Vec<T>(0), q[k], both ? q[k + 1] : Vec<T>(0));
+    }
+    (Vec<T>::loadu(to) + sums).store(to);
+  }
+}
+
+template <bool kSquared, typename T>
+void add_dice(const Tile<T>& tile, T* groups) {
+  constexpr int kMost = sizeof(Vec<T>) == 64 ? 8 : 4;  // as many as registers hold the sums of
+  const int C = tile.num_classes;
+  int c = 0;
+  for (; c + kMost <= C; c += kMost) add_dice_of<kMost, kSquared>(tile, c, groups);
+  if (kMost > 4 && c + 4 <= C) {
+    add_dice_of<4, kSquared>(tile, c, groups);
+    c += 4;
+  }
+  if (c + 2 <= C) {
+    add_dice_of<2, kSquared>(tile, c, groups);
+    c += 2;
+  }
+  if (c < C) add_dice_of<1, kSquared>(tile, c, groups);
+}
+
+// Add the statistics of one map over the tile.
+template <int kC, typename Source, typename T>
+void add_statistics(const Tile<T>& tile, Source source, bool squared, const MapSums<T>& out) {
+  constexpr int64_t kV = kWidth<T>;
+  Vec<T> margin = Vec<T>::loadu(out.at), logs = Vec<T>::loadu(out.at + kV), product = Vec<T>::loadu(out.at + 2 * kV);
+  int factors = 0;
+  exponentiate_map<kC>(tile, source, [&](const Vec<T>& exists, const PixelSums<T>& sums) LOMIX_INLINE {
+    margin = at::vec::fmadd(exists, sums.margin, margin);
+    product = product * at::vec::fmadd(exists, sums.sum, Vec<T>(1) - exists);
+    // Sums from 1 to C may be multiplied eight times before they could overflow.
+    if (Source::kSmallSums || ++factors % 8 == 0) split_exponent(product, logs);
+  });
+  split_exponent(product, logs);
+  margin.store(out.at);
+  logs.store(out.at + kV);
+  product.store(out.at + 2 * kV);
+  squared ? add_dice<true>(tile, out.at + 3 * kV) : add_dice<false>(tile, out.at + 3 * kV);
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace lomix::cpu
