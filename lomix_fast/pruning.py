@@ -107,7 +107,8 @@ class PrunedMaps(nn.Module):
 
         Reported: `dropped_maps`, `active_maps`, print(criterion), and for each change a line of level INFO by the
         logger "lomix_fast", with names and weights. If all weights are under the threshold nothing is dropped, and a
-        WARNING says so: the loss stays the published one, only slow.
+        WARNING says so: the loss stays the published one, only slow. Softplus weights only fall, and an optimizer such
+        as AdamW takes them down nearly together, so choose a threshold far under the weights that matter.
 
         A dropped weight moves by momentum and weight decay alone. If it rises to the threshold, the next choice takes
         its map back. Equal weights give the same choice, so the ranks of a distributed job agree.
@@ -115,8 +116,9 @@ class PrunedMaps(nn.Module):
         To resume bit for bit: the choice is not in the state dict; after load_state_dict the next training call
         chooses. Call this whenever you save, so that the run that goes on has chosen from the same weights.
 
-        Under torch.compile pass prune_every=None and call this outside of the compiled code. Each new set of maps
-        compiles once more, up to torch._dynamo.config.recompile_limit.
+        Under torch.compile the count of calls breaks the graph; for fullgraph=True, which refuses that, pass
+        prune_every=None and call this outside of the compiled code. Each new set of maps compiles once more, up to
+        torch._dynamo.config.recompile_limit.
 
         Returns:
             `dropped_maps`.
@@ -125,19 +127,12 @@ class PrunedMaps(nn.Module):
             self._choose_maps(self._weights())
         return self.dropped_maps
 
+    @torch.compiler.disable(
+        reason="prune_every counts calls in Python, which breaks the graph. For fullgraph=True pass prune_every=None "
+        "and call criterion.update_pruning() outside of the compiled code every so many steps"
+    )
     def _count_training_call(self, weights: Tensor) -> None:
-        """Count one call and choose if it is time; weights [M].
-
-        Raises:
-            RuntimeError: traced by torch.compile, which would compile anew at every step of a counter.
-        """
-        if self.prune_below == 0 or self.prune_every is None:
-            return
-        if torch.compiler.is_compiling():
-            raise RuntimeError(
-                f"prune_every: got {self.prune_every} under torch.compile, expected None; then call "
-                "criterion.update_pruning() outside of the compiled code every so many steps"
-            )
+        """Count one call and choose if it is time; weights [M]. For `prune_below` over 0 and `prune_every` not None."""
         if self._calls_left == 0:
             self._choose_maps(weights)
         self._calls_left -= 1
