@@ -291,7 +291,7 @@ class LoMixLoss(PrunedMaps):
         if self.alpha is None:
             return self._map_losses(maps, target, self.plan).sum()
         weights = self._weights()
-        if self.prune_below > 0 and self.prune_every is not None and self.training and torch.is_grad_enabled():
+        if self._counts_calls and self.training and torch.is_grad_enabled():
             self._count_training_call(weights)
         total = total_loss(self._map_losses(maps, target, self._active), self._active_of(weights))
         return total if self._active_index is None else total + self._idle(maps, total)

@@ -65,12 +65,14 @@ class PrunedMaps(nn.Module):
     plan: MixPlan
     prune_below: float
     prune_every: int | None
+    _counts_calls: bool  # stored, because torch.compile(dynamic=True) compiles twice over a float like prune_below
     _active: MixPlan
     _active_index: Tensor | None  # numbers of the active maps, int64 where the weights are; None for all of them
 
     def _start_pruning(self, plan: MixPlan, prune_below: float, prune_every: int | None) -> None:
         """Start with all maps of `plan` active."""
         self.plan, self.prune_below, self.prune_every = plan, prune_below, prune_every
+        self._counts_calls = prune_below > 0 and prune_every is not None
         self.register_buffer("_active_index", None, persistent=False)
         self._restart_pruning()
         self.register_load_state_dict_post_hook(_restart_after_load)
@@ -132,7 +134,7 @@ class PrunedMaps(nn.Module):
         "and call criterion.update_pruning() outside of the compiled code every so many steps"
     )
     def _count_training_call(self, weights: Tensor) -> None:
-        """Count one call and choose if it is time; weights [M]. For `prune_below` over 0 and `prune_every` not None."""
+        """Count one call and choose if it is time; weights [M]."""
         if self._calls_left == 0:
             self._choose_maps(weights)
         self._calls_left -= 1

@@ -223,6 +223,14 @@ def test_decided_at_the_first_call_and_then_every_so_many(every: int, monkeypatc
         lower(criterion, [f"add_{i}" for i in ("0_1", "0_2", "1_2", "0_1_2")[: call + 1]])
 
 
+def test_off_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    criterion = LoMixLoss(3, 3, impl=BACKENDS[-1], prune_every=1)
+    logits, target = draw()
+    reads = count_host_reads(monkeypatch)
+    criterion(logits, target).backward()
+    assert reads == []
+
+
 def test_only_when_asked_to() -> None:
     criterion = make(["orig_0"], prune_every=None)
     logits, target = draw()
@@ -363,7 +371,9 @@ def test_what_is_left_out_cannot_spoil_the_loss() -> None:
     with torch.no_grad():
         criterion.cat_weight.fill_(torch.nan)
         logits[0].fill_(torch.inf)
-    criterion(logits, target).backward()
+    loss = criterion(logits, target)
+    loss.backward()
+    assert loss.isfinite()
     assert (logits[0].grad == 0).all() and (criterion.cat_weight.grad == 0).all()
     assert all(p.grad.isfinite().all() for p in (*logits, *criterion.parameters()))
 
@@ -495,6 +505,19 @@ def test_compiled_in_one_graph_with_choices_from_outside() -> None:
             for got, want in zip(torch.autograd.grad(loss, leaves), expected, strict=True):
                 torch.testing.assert_close(got, want)
         assert counter.frame_count == frames
+
+
+def test_compiled_once_for_sizes_that_vary() -> None:
+    torch._dynamo.reset()
+    criterion = make(["orig_0"], prune_every=None)
+    criterion.update_pruning()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(criterion, fullgraph=True, backend=counter, dynamic=True)
+    for batch, sizes in ((2, ((4, 5), (6, 7), (10, 8))), (3, ((2, 4), (6, 5), (7, 9)))):
+        logits = [torch.randn(batch, 3, *n) for n in sizes]
+        target = torch.randint(3, (batch, *sizes[-1]))
+        torch.testing.assert_close(compiled(logits, target), criterion(logits, target))
+        assert counter.frame_count == 1
 
 
 def test_compiled_with_a_count_of_calls() -> None:
