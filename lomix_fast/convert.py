@@ -222,7 +222,7 @@ def lomix_to_module(
     convolutions is copied too, if there is one.
 
     Args:
-        criterion: with all scales supervised, awf_sharing="size" and the authors' Dice (the defaults).
+        criterion: with all scales supervised, awf_sharing="size", the authors' Dice and no pruning (the defaults).
         fusion_name: what to call "awf": "wf" or "weighted_fusion".
         drop_cat: accept that learned "cat" convolutions are left behind and random ones drawn instead.
 
@@ -233,8 +233,9 @@ def lomix_to_module(
     if not isinstance(criterion, LoMixLoss):
         raise TypeError(f"criterion: got {type(criterion).__name__}, expected a LoMixLoss")
     plan = criterion.plan
-    wanted = {**RECIPE, "squared_pred": True, "originals": tuple(range(plan.num_scales))}
+    wanted = {**RECIPE, "squared_pred": True, "originals": tuple(range(plan.num_scales)), "prune_below": 0}
     held = {**criterion.recipe, "squared_pred": plan.squared, "originals": plan.originals}
+    held["prune_below"] = criterion.prune_below
     for name, value in wanted.items():
         if held[name] != value:
             raise ValueError(

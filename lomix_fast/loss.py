@@ -15,6 +15,7 @@ from .checks import check_logits, check_order, plain
 from .mixing import AWF_SHARING, awf_rows, draw_awf, draw_cat
 from .ops import map_stats
 from .plan import OPERATORS, MixPlan
+from .pruning import PrunedMaps, check_pruning, no_gradient_from
 from .recipe import map_losses, total_loss
 
 SUPERVISION = ("lomix", "mutation", "deep_supervision", "last_layer")
@@ -91,7 +92,7 @@ def lomix_loss(
     return total_loss(losses, weights)
 
 
-class LoMixLoss(nn.Module):
+class LoMixLoss(PrunedMaps):
     """LoMix: CE + Dice on every scale of a decoder and on every mixture of scales, under learned weights.
 
     Calling it with a list of logits and labels returns one scalar. Its parameters must be given to the optimizer, with
@@ -117,12 +118,15 @@ class LoMixLoss(nn.Module):
         include_background: whether class 0 enters Dice.
         batch: Dice sums over the whole batch (True, the authors) or per sample.
         impl: "auto" or a backend of `available_backends`.
+        prune_below: maps whose weight is under it are left out of forward and backward; 0 (default) is off. See
+            `update_pruning` for what is dropped, when, and how it is reported.
+        prune_every: calls in training from one choice of the maps to the next, or None: only in `update_pruning`.
 
     Attributes:
         alpha: Parameter [M], with weighting="softplus".
         cat_weight, cat_bias: Parameters [K, C, C] and [S, C], with "cat" learned.
         awf_weight, awf_bias: Parameters [rows, C] and [rows], with "awf"; see `lomix_fast.mixing.awf_rows`.
-        plan: the `MixPlan`. map_names: tuple of M names such as "orig_3" or "add_0_1".
+        plan: the `MixPlan` of all maps. map_names: tuple of M names such as "orig_3" or "add_0_1".
 
     Raises:
         TypeError, ValueError: an argument out of range or a combination that contradicts itself, named in the message.
@@ -157,6 +161,8 @@ class LoMixLoss(nn.Module):
         include_background: bool = True,
         batch: bool = True,
         impl: str = "auto",
+        prune_below: float = 0.0,
+        prune_every: int | None = 100,
     ) -> None:
         super().__init__()
         for name, value, known in (
@@ -185,8 +191,10 @@ class LoMixLoss(nn.Module):
                         "or pass supervision='lomix'"
                     )
             operators, weighting = (("add",) if supervision == "mutation" else ()), "fixed"
+        check_pruning(prune_below, prune_every, weighting, supervision)
         originals = (num_scales - 1,) if supervision == "last_layer" and isinstance(num_scales, int) else None
-        self.plan = MixPlan.create(num_scales, tuple(operators), originals, squared_pred)
+        plan = MixPlan.create(num_scales, tuple(operators), originals, squared_pred)
+        self._start_pruning(plan, prune_below, prune_every)
         self._single = MixPlan.create(1, (), squared=squared_pred)  # for a call with one tensor
         self.num_classes, self.num_scales = num_classes, num_scales
         self.supervision, self.concat, self.awf_sharing = supervision, concat, awf_sharing
@@ -234,7 +242,7 @@ class LoMixLoss(nn.Module):
         return torch.ones(self.plan.num_maps) if self.alpha is None else F.softplus(self.alpha)
 
     def map_losses(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
-        """Loss of each map before its weight, [M], for logging; differentiable.
+        """Loss of each map before its weight, [M], for logging, dropped maps included; differentiable.
 
         Args:
             logits: list or tuple of L tensors [B, C, *native] in `order`.
@@ -243,15 +251,18 @@ class LoMixLoss(nn.Module):
         Raises:
             TypeError, ValueError, RuntimeError: as `map_stats`, and ValueError for sizes that contradict `order`.
         """
-        maps = self._check(logits)
-        cat_weight, cat_bias = self._cat_parameters(maps[0].device)
-        awf_weight = awf_bias = None
-        if self.awf_weight is not None and self.awf_bias is not None and self._awf_index is not None:
+        return self._map_losses(self._check(logits), target, self.plan)
+
+    def _map_losses(self, maps: list[Tensor], target: Tensor, plan: MixPlan) -> Tensor:
+        cat_weight = cat_bias = awf_weight = awf_bias = None
+        if plan.uses_cat:
+            cat_weight, cat_bias = self._cat_parameters(maps[0].device)
+        if plan.uses_awf and self.awf_weight is not None and self.awf_bias is not None and self._awf_index is not None:
             awf_weight, awf_bias = self.awf_weight[self._awf_index], self.awf_bias[self._awf_index]
         stats, target_stats = map_stats(
             maps,
             target,
-            self.plan,
+            plan,
             cat_weight=cat_weight,
             cat_bias=cat_bias,
             awf_weight=awf_weight,
@@ -276,8 +287,22 @@ class LoMixLoss(nn.Module):
             _refuse_stack(logits, target)
             stats, target_stats = map_stats([logits], target, self._single, impl=self.impl)
             return map_losses(stats, target_stats, **self.recipe)[0]
-        losses = self.map_losses(logits, target)
-        return losses.sum() if self.alpha is None else total_loss(losses, self._weights())
+        maps = self._check(logits)
+        if self.alpha is None:
+            return self._map_losses(maps, target, self.plan).sum()
+        weights = self._weights()
+        if self._counts_calls and self.training and torch.is_grad_enabled():
+            self._count_training_call(weights)
+        total = total_loss(self._map_losses(maps, target, self._active), self._active_of(weights))
+        return total if self._active_index is None else total + self._idle(maps, total)
+
+    def _idle(self, maps: list[Tensor], like: Tensor) -> Tensor:
+        """Zero, with a gradient of zero for what only dropped maps would read."""
+        active = self._active
+        idle: list[Tensor | None] = [maps[i] for i in self.plan.used_scales if i not in active.used_scales]
+        idle += [] if active.uses_cat else [self.cat_weight, self.cat_bias]
+        idle += [] if active.uses_awf else [self.awf_weight, self.awf_bias]
+        return no_gradient_from(idle, like)
 
     def _cat_parameters(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         if self._generator is None:
@@ -308,10 +333,11 @@ class LoMixLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Text shown by print(criterion)."""
+        pruned = f", prune_below={self.prune_below}, prune_every={self.prune_every}, dropped_maps={self.dropped_maps}"
         return (
             f"num_classes={self.num_classes}, num_scales={self.num_scales}, supervision={self.supervision!r}, "
             f"operators={self.plan.operators}, maps={self.plan.num_maps}, weighting={self.weighting!r}, "
-            f"order={self.order!r}, impl={self.impl!r}"
+            f"order={self.order!r}, impl={self.impl!r}{pruned if self.prune_below > 0 else ''}"
         )
 
 

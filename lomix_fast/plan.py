@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
@@ -43,22 +44,29 @@ class MixPlan:
     Order (SPEC: Rahman and Marculescu, NeurIPS 2025, and the authors' released code): the originals, then operator
     by operator, then subset by subset, subsets by size and lexicographic within a size. Scale 0 is the coarsest.
 
-    Build one with `MixPlan.create`, which checks its arguments; equal arguments give the same object.
+    Build one with `MixPlan.create`, which checks its arguments; equal arguments give the same object. `select` leaves
+    some of its maps out.
 
     Attributes:
         num_scales, operators, originals, squared: the arguments of `create`.
-        key: text that identifies the plan, for example "L=2;orig=0,1;ops=add,cat;q=2".
+        kept: None, or in a plan that `select` made the numbers of its maps in the plan of all maps, increasing.
+        key: text that identifies the plan, for example "L=2;orig=0,1;ops=add,cat;q=2", with ";kept=0,2" when selected.
         subsets: all subsets of two or more scales, by size, then lexicographic.
         pairs: (subset index, member) for every member of every subset: the rows of W [K, C, C] and u [K, C].
         maps, map_names: the supervised maps in order, and their names ("orig_0", ..., "awf_0_1_2_3").
         encoded: four integers a map for compiled backends: operator code, bit mask of members, subset, first pair.
         used_scales: scales that enter at least one map.
+        uses_cat, uses_awf: whether a map needs W and b, and u and v.
+
+    A selection shortens maps, map_names, encoded and used_scales, and uses_cat and uses_awf follow the maps left.
+    Subsets and pairs stay whole, so the parameters of the mixes keep their shapes and every map its rows in them.
     """
 
     num_scales: int
     operators: tuple[str, ...]
     originals: tuple[int, ...]
     squared: bool
+    kept: tuple[int, ...] | None = None
     key: str = field(init=False, compare=False)
     subsets: tuple[tuple[int, ...], ...] = field(init=False, compare=False, repr=False)
     pairs: tuple[tuple[int, int], ...] = field(init=False, compare=False, repr=False)
@@ -66,6 +74,8 @@ class MixPlan:
     map_names: tuple[str, ...] = field(init=False, compare=False, repr=False)
     encoded: tuple[int, ...] = field(init=False, compare=False, repr=False)
     used_scales: tuple[int, ...] = field(init=False, compare=False, repr=False)
+    uses_cat: bool = field(init=False, compare=False, repr=False)
+    uses_awf: bool = field(init=False, compare=False, repr=False)
 
     @staticmethod
     def create(
@@ -122,6 +132,34 @@ class MixPlan:
             )
         return plan
 
+    def select(self, kept: Sequence[int]) -> MixPlan:
+        """The plan of some of these maps; the others are neither computed nor differentiated.
+
+        Args:
+            kept: numbers of the maps to keep, increasing, in [0, num_maps) of this plan, at least one.
+
+        Returns:
+            A plan with those maps, in the same order, and the subsets and pairs of this one; this very plan when all
+            are kept.
+
+        Raises:
+            TypeError: not a tuple or list of ints.
+            ValueError: none kept, not increasing, or a number that no map has.
+        """
+        if not isinstance(kept, (tuple, list)) or not all(type(m) is int for m in kept):
+            raise TypeError(f"kept: got {kept!r}, expected a tuple or list of map numbers in [0, {self.num_maps})")
+        chosen = tuple(kept)
+        if not chosen:
+            raise ValueError("kept: got no map, expected at least one; there would be nothing to supervise")
+        if list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= self.num_maps:
+            raise ValueError(
+                f"kept: got {chosen}, expected increasing map numbers in [0, {self.num_maps}), as places in map_names"
+            )
+        if len(chosen) == self.num_maps:
+            return self
+        numbers = chosen if self.kept is None else tuple(self.kept[m] for m in chosen)
+        return _cached_plan(self.num_scales, self.operators, self.originals, self.squared, numbers)
+
     @staticmethod
     def from_key(key: str) -> MixPlan:
         """Return the plan whose `key` this is (the string form that passes through torch.library schemas).
@@ -141,16 +179,22 @@ class MixPlan:
             for index, subset in enumerate(subsets):
                 specs.append(MapSpec(operator, subset, index, first_pair))
                 first_pair += len(subset)
+        if self.kept is not None:
+            specs = [specs[m] for m in self.kept]
         rows = ((OPERATOR_CODES[s.operator], sum(1 << i for i in s.members), s.subset, s.first_pair) for s in specs)
         originals = ",".join(map(str, self.originals))
+        selection = "" if self.kept is None else f";kept={','.join(map(str, self.kept))}"
+        whole = f"L={self.num_scales};orig={originals};ops={','.join(self.operators)};q={2 if self.squared else 1}"
         values = {
-            "key": f"L={self.num_scales};orig={originals};ops={','.join(self.operators)};q={2 if self.squared else 1}",
+            "key": whole + selection,
             "subsets": subsets,
             "pairs": tuple((index, member) for index, subset in enumerate(subsets) for member in subset),
             "maps": tuple(specs),
             "map_names": tuple(spec.name for spec in specs),
             "encoded": tuple(value for row in rows for value in row),
             "used_scales": tuple(sorted({i for spec in specs for i in spec.members})),
+            "uses_cat": any(spec.operator == "cat" for spec in specs),
+            "uses_awf": any(spec.operator == "awf" for spec in specs),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -170,20 +214,16 @@ class MixPlan:
         """M, number of supervised maps."""
         return len(self.maps)
 
-    @property
-    def uses_cat(self) -> bool:
-        """Whether the maps need W and b."""
-        return "cat" in self.operators and self.num_subsets > 0
-
-    @property
-    def uses_awf(self) -> bool:
-        """Whether the maps need u and v."""
-        return "awf" in self.operators and self.num_subsets > 0
-
 
 @lru_cache(maxsize=256)
-def _cached_plan(num_scales: int, operators: tuple[str, ...], originals: tuple[int, ...], squared: bool) -> MixPlan:
-    return MixPlan(num_scales, operators, originals, squared)
+def _cached_plan(
+    num_scales: int,
+    operators: tuple[str, ...],
+    originals: tuple[int, ...],
+    squared: bool,
+    kept: tuple[int, ...] | None = None,
+) -> MixPlan:
+    return MixPlan(num_scales, operators, originals, squared, kept)
 
 
 @lru_cache(maxsize=256)
@@ -193,6 +233,8 @@ def _plan_from_key(key: str) -> MixPlan:
         originals = tuple(int(i) for i in fields["orig"].split(",") if i)
         operators = tuple(name for name in fields["ops"].split(",") if name)
         num_scales, squared = int(fields["L"]), {"1": False, "2": True}[fields["q"]]
+        kept = [int(m) for m in fields["kept"].split(",")] if "kept" in fields else None
     except (KeyError, ValueError) as error:
         raise ValueError(f"key: got {key!r}, expected the text of MixPlan.key") from error
-    return MixPlan.create(num_scales, operators, originals, squared)
+    plan = MixPlan.create(num_scales, operators, originals, squared)
+    return plan if kept is None else plan.select(kept)

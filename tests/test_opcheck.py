@@ -21,6 +21,7 @@ CHECKED = (
     replace(THREE, name="bfloat16_mixed_strides", dtype=torch.bfloat16, layout="mixed"),
     replace(THREE, name="double_labels_uint8", dtype=torch.float64, target_dtype=torch.uint8),
     case("finest_only"),
+    case("kept_without_a_scale"),
     case("volume_thin"),
     case("line_channels_last"),
     case("empty_batch"),

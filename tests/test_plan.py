@@ -118,3 +118,81 @@ def test_encoded_says_the_same_as_the_maps() -> None:
             spec.subset,
             spec.first_pair,
         )
+
+
+# A selection of maps --------------------------------------------------------------------------------------------------
+
+
+def test_a_selection_keeps_some_maps_and_all_rows_of_the_parameters() -> None:
+    plan = MixPlan.create(3)
+    some = plan.select([1, 5, 12, 16])
+    assert some.map_names == ("orig_1", "add_1_2", "cat_0_2", "awf_0_2") and some.num_maps == 4
+    assert some.maps == tuple(plan.maps[m] for m in (1, 5, 12, 16))
+    assert some.encoded == tuple(v for m in (1, 5, 12, 16) for v in plan.encoded[4 * m : 4 * m + 4])
+    assert (some.subsets, some.pairs, some.num_scales) == (plan.subsets, plan.pairs, 3)
+    assert some.operators == plan.operators and some.originals == plan.originals and some.squared is plan.squared
+    assert some.kept == (1, 5, 12, 16) and plan.kept is None
+
+
+@pytest.mark.parametrize(
+    ("kept", "scales", "cat", "awf"),
+    [
+        ((0,), (0,), False, False),
+        ((13,), (1, 2), True, False),
+        ((16,), (0, 2), False, True),
+        ((2, 3), (0, 1, 2), False, False),
+    ],
+)
+def test_what_a_selection_uses(kept: tuple[int, ...], scales: tuple[int, ...], cat: bool, awf: bool) -> None:
+    some = MixPlan.create(3).select(kept)
+    assert (some.used_scales, some.uses_cat, some.uses_awf) == (scales, cat, awf)
+
+
+@pytest.mark.parametrize("squared", [True, False])
+@pytest.mark.parametrize("kept", [(0,), (2, 3, 9), tuple(range(10))])
+def test_key_of_a_selection_round_trips(kept: tuple[int, ...], squared: bool) -> None:
+    plan = MixPlan.create(3, ("cat", "add"), squared=squared)
+    some = plan.select(kept)
+    assert MixPlan.from_key(some.key) is some
+    assert some.key != plan.key and some != plan and hash(some) != hash(plan)
+    assert some.key == f"{plan.key};kept={','.join(map(str, kept))}"
+
+
+def test_equal_selections_are_the_same_object() -> None:
+    plan = MixPlan.create(3)
+    assert plan.select([0, 4, 7]) is plan.select((0, 4, 7))
+    assert plan.select(list(range(19))) is plan
+    assert plan.select((0, 4, 7, 9)).select((1, 3)) is plan.select((4, 9))
+    assert plan.select((4, 9)).select((0, 1)) is plan.select((4, 9))
+    assert plan.select((4, 9)) != plan.select((4, 10))
+
+
+def test_a_selection_is_copied_and_pickled() -> None:
+    some = MixPlan.create(3).select((0, 4, 13))
+    for twin in (copy.deepcopy(some), pickle.loads(pickle.dumps(some))):
+        assert twin == some and hash(twin) == hash(some) and twin.encoded == some.encoded and twin.uses_cat
+
+
+@pytest.mark.parametrize(
+    ("kept", "error", "message"),
+    [
+        ((), ValueError, "kept: got no map, expected at least one"),
+        ((3, 1), ValueError, r"kept: got \(3, 1\), expected increasing map numbers in \[0, 6\)"),
+        ((1, 1), ValueError, r"kept: got \(1, 1\), expected increasing"),
+        ((0, 6), ValueError, r"kept: got \(0, 6\), expected .* in \[0, 6\)"),
+        ((-1, 2), ValueError, r"kept: got \(-1, 2\), expected"),
+        ("01", TypeError, "kept: got '01', expected a tuple or list of map numbers"),
+        ((0.0, 1), TypeError, r"kept: got \(0.0, 1\), expected"),
+        ((True,), TypeError, r"kept: got \(True,\), expected"),
+        (3, TypeError, "kept: got 3, expected"),
+    ],
+)
+def test_a_bad_selection_is_refused(kept: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        MixPlan.create(2).select(kept)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kept", ["", "x", "0,", "7", "2,1"])
+def test_a_key_with_a_bad_selection_is_refused(kept: str) -> None:
+    with pytest.raises(ValueError, match=r"(key|kept): got"):
+        MixPlan.from_key(f"{MixPlan.create(2).key};kept={kept}")

@@ -25,6 +25,7 @@ class Case:
         native: spatial shape of each scale, coarsest first; its length is L.
         dtype: of the logits. Parameters of the mixes are float32, or float64 with float64 logits.
         operators, originals, squared: see `MixPlan.create`.
+        kept: maps of that plan to keep, see `MixPlan.select`; None for all.
         target_dtype: of the labels.
         layout: strides of the logits, one of `LAYOUTS`, or "mixed" for another one at each scale.
         target_layout: "contiguous", "transposed", "sliced" or "channel" ([B, 1, *full]).
@@ -40,6 +41,7 @@ class Case:
     operators: tuple[str, ...] = OPERATORS
     originals: tuple[int, ...] | None = None
     squared: bool = True
+    kept: tuple[int, ...] | None = None
     target_dtype: torch.dtype = torch.int64
     layout: str = "contiguous"
     target_layout: str = "contiguous"
@@ -48,7 +50,8 @@ class Case:
     @property
     def plan(self) -> MixPlan:
         """The plan of this case."""
-        return MixPlan.create(len(self.native), self.operators, self.originals, self.squared)
+        plan = MixPlan.create(len(self.native), self.operators, self.originals, self.squared)
+        return plan if self.kept is None else plan.select(self.kept)
 
     @property
     def pixels(self) -> int:
@@ -197,6 +200,16 @@ _PLANS = (
     replace(_THREE, name="linear_dice", squared=False),
     replace(_VOLUME, name="volume_linear_dice", squared=False, operators=("mul", "awf")),
 )
+# Of the 19 maps of three scales: originals 0-2, then add 3-6, mul 7-10, cat 11-14, awf 15-18, each for the subsets
+# 01, 02, 12, 012; of the 48 of four scales cat is 26-36 and awf 37-47.
+_SELECTIONS = (
+    replace(_THREE, name="kept_one_cat", kept=(13,)),
+    replace(_THREE, name="kept_one_awf", kept=(16,)),
+    replace(_THREE, name="kept_without_a_scale", kept=(0, 1, 3, 7, 11, 15)),
+    replace(_BASE, name="kept_without_cat", kept=(*range(26), *range(37, 48))),
+    replace(_VOLUME, name="kept_without_awf", kept=tuple(range(15)), dtype=torch.float16),
+    replace(_THREE, name="kept_a_few", kept=(2, 4, 8, 10, 14, 17, 18), squared=False),
+)
 _DTYPES = tuple(
     replace(case, name=f"{case.name}_{str(dtype).removeprefix('torch.')}", dtype=dtype)
     for case in (_BASE, replace(_THREE, name="finest_larger", native=((3, 3), (5, 5), (18, 11))), _VOLUME)
@@ -236,6 +249,7 @@ CASES: tuple[Case, ...] = (
     *_CLASSES,
     *_SCALES,
     *_PLANS,
+    *_SELECTIONS,
     *_DTYPES,
     *_STRIDES,
     *_LABELS,
