@@ -170,14 +170,14 @@ def _judge(measurements: Sequence[Measurement], names: Sequence[str], check: boo
         print(f"FAIL  no promise is about {', '.join(names)}")
     for promise in promises:
         verdict = promise.judge(measurements)
-        reason = _obstacle(promise) if verdict.kept is None else None
         if verdict.kept is not None:
-            print(f"{'pass' if verdict.kept else 'FAIL'}  {verdict.text}")
+            word, why = ("pass" if verdict.kept else "FAIL"), ""
+        elif (reason := _obstacle(promise)) is not None:
+            word, why = "skip", f": not measured: {reason}"
         else:
-            print(
-                f"{'FAIL' if reason is None else 'skip'}  {verdict.text}: not measured{f': {reason}' if reason else ''}"
-            )
-        broken = broken or (not verdict.kept and reason is None)
+            word, why = "FAIL", ": not measured"
+        print(f"{word}  {verdict.text}{why}")
+        broken = broken or word == "FAIL"
     return FAILED if broken else OK
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lomix_fast.testing.cases import Case, case
 
-# What the official-style loss may take by estimate where its problem is chosen to be as large as possible: 20 GiB, so that
+# What the official-style loss may take by estimate where its problem is as large as possible: 20 GiB, so that the
 # temporaries of its backward pass and everything else fit into 24.
 OFFICIAL_BUDGET = 20 * 2**30
 
@@ -96,8 +96,8 @@ def largest_official_edge(budget: int = OFFICIAL_BUDGET) -> int:
 
 # synapse2d: slices as the paper's Synapse experiments have them, native scales 1/32, 1/16, 1/8, 1/4.
 # patch3d: a patch of volume as 3D networks train on, native scales 1/8, 1/4, 1/2 and full size.
-# patch3d14: the same with 14 classes and a fifth scale, too large for the official-style loss; official3d14: the largest
-# such patch that it can take.
+# patch3d14: the same with 14 classes and a fifth scale, too large for the official-style loss.
+# official3d14: the largest such patch that the official-style loss can take.
 # tiny2d, tiny3d: seconds in all, to try the harness itself (--quick); their times mean nothing.
 CASES: dict[str, BenchmarkCase] = {
     one.name: one

@@ -60,7 +60,7 @@ class Who:
 
 @dataclass(frozen=True)
 class Faster:
-    """The step of `who` is at least `times` faster than the fastest of `than`, by medians, per pixel where sizes differ."""
+    """The step of `who` is at least `times` faster than the fastest of `than`, by medians per pixel."""
 
     subject: str
     than: tuple[Who, ...]
@@ -73,9 +73,7 @@ class Faster:
 
     def judge(self, measurements: Sequence[Measurement]) -> Verdict:
         rivals = " and ".join(map(str, self.than))
-        text = (
-            f"{self.subject}: step of {self.who} at least {self.times:g}x faster than {rivals}{_goal(self.goal, 'x')}"
-        )
+        text = f"{self.subject}: step of {self.who} at least {self.times:g}x faster than {rivals}{_goal(self.goal)}"
         mine, *others = (one.find(measurements, self.subject, "step") for one in (self.who, *self.than))
         if mine is None or None in others:
             return Verdict(None, text)
@@ -98,7 +96,7 @@ class NotSlower:
         return self.who.is_(entry) or self.than.is_(entry)
 
     def judge(self, measurements: Sequence[Measurement]) -> Verdict:
-        text = f"{self.subject}: step of {self.who} at most {self.times:g}x that of {self.than}{_goal(self.goal, 'x')}"
+        text = f"{self.subject}: step of {self.who} at most {self.times:g}x that of {self.than}{_goal(self.goal)}"
         mine, other = (one.find(measurements, self.subject, "step") for one in (self.who, self.than))
         if mine is None or other is None:
             return Verdict(None, text)
@@ -185,8 +183,8 @@ class BuiltWithin:
         return Verdict(found.p50_ms <= 1e3 * self.seconds, f"{text}: {found.p50_ms / 1e3:.0f} s ({found.capability})")
 
 
-def _goal(value: float | None, unit: str) -> str:
-    return "" if value is None else f" (goal {value:g}{unit})"
+def _goal(times: float | None) -> str:
+    return "" if times is None else f" (goal {times:g}x)"
 
 
 def _per_pixel(found: Measurement) -> float:

@@ -91,27 +91,28 @@ def _available_bytes() -> float:
     return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), float("inf"))
 
 
-def _comparison(
-    case: str, title: str, contenders: Sequence[str], rare: Sequence[str] = (), rounds: int = 11
-) -> Subject:
+def _comparison(case: str, title: str, contenders: Sequence[str], rare: Sequence[str], rounds: int) -> Subject:
     """Contenders on one case; the rare ones take part in every fourth round."""
     one = CASES[case]
     return Subject(case, title, tuple(Entry(one, name, every=4 if name in rare else 1) for name in contenders), rounds)
 
 
-_EAGER = ("fused", "plain", "eager", "official", "exp_floor", "exp_floor_accurate")
+_ALL = ("fused", "compile", "plain", "eager", "official", "exp_floor", "exp_floor_accurate")
+_NOT_COMPILED = tuple(name for name in _ALL if name != "compile")
+_OTHERS = "fused against other implementations"
 _TRY = "to try the harness; times mean nothing"
 
-# torch.compile takes many minutes on volumes and is left to --contenders there. In patch3d14 the official-style loss has a
-# patch of its own, the largest it can take, and fused is there a second time so that results of that size are compared.
+# torch.compile takes many minutes on volumes and is left to --contenders there. In patch3d14 the official-style loss
+# has a patch of its own, the largest it can take; fused is there a second time, so that results of one size are
+# compared.
 COMPARISONS: dict[str, Subject] = {
     subject.name: subject
     for subject in (
-        _comparison("synapse2d", "2D slices against other implementations", (_EAGER[0], "compile", *_EAGER[1:])),
-        _comparison("patch3d", "3D patch against other implementations", _EAGER, rare=("official",), rounds=9),
+        _comparison("synapse2d", f"2D slices, {_OTHERS}", _ALL, (), 11),
+        _comparison("patch3d", f"3D patch, {_OTHERS}", _NOT_COMPILED, ("official",), 9),
         Subject(
             "patch3d14",
-            "3D patch of 14 classes and five scales, against official-style on the largest patch it can take",
+            "3D patch of 14 classes and five scales, fused against official-style on the largest patch it can take",
             (
                 Entry(CASES["patch3d14"], "fused"),
                 Entry(CASES["official3d14"], "fused"),
@@ -119,8 +120,8 @@ COMPARISONS: dict[str, Subject] = {
             ),
             9,
         ),
-        _comparison("tiny2d", _TRY, _EAGER, rounds=3),
-        _comparison("tiny3d", _TRY, _EAGER, rounds=3),
+        _comparison("tiny2d", _TRY, _NOT_COMPILED, (), 3),
+        _comparison("tiny3d", _TRY, _NOT_COMPILED, (), 3),
     )
 }
 QUICK = ("tiny2d", "tiny3d")
