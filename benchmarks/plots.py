@@ -51,8 +51,8 @@ def _figure(title: str, subtitle: str, height: float, columns: int = 1) -> tuple
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{title}\n", fontsize=12)
-    figure.text(0.5, 0.945, subtitle, ha="center", va="top", fontsize=8, color="#555555")
+    figure.suptitle(title, fontsize=12)
+    figure.supxlabel(subtitle, fontsize=8, color="#555555")
     return figure, list(axes)
 
 
@@ -90,7 +90,8 @@ def draw_pixels(path: Path, title: str, subtitle: str, measurements: Sequence[Me
     figure, (axes,) = _figure(title, subtitle, 4.2)
     x = [math.prod(m.full) for m in steps]
     _line(axes, x, steps, lambda m: m.ns_per_pixel or 0, lambda m: 1e6 / m.pixels)
-    axes.set(xscale="log", xlabel="size of one sample (batch)", ylabel="step, ns per pixel", ylim=(0, None))
+    top = 1.15 * max(m.ns_per_pixel or 0 for m in steps)
+    axes.set(xscale="log", xlabel="size of one sample (batch)", ylabel="step, ns per pixel", ylim=(0, top))
     axes.set_xticks(x, [f"{size_text(m.full)}\n({m.batch})" for m in steps])
     axes.xaxis.set_minor_locator(NullLocator())
     figure.savefig(path, dpi=110)
@@ -131,7 +132,7 @@ def draw_classes(path: Path, title: str, subtitle: str, measurements: Sequence[M
 
 
 def draw_threads(path: Path, title: str, subtitle: str, measurements: Sequence[Measurement]) -> None:
-    """How many times faster than one thread, against threads; the diagonal is what could be had at best."""
+    """How many times faster than one thread, against threads; the dotted line is what could be had at best."""
     figure, (axes,) = _figure(title, subtitle, 4.2)
     counts: list[int] = []
     for contender, steps in _by_contender(measurements):
@@ -139,13 +140,10 @@ def draw_threads(path: Path, title: str, subtitle: str, measurements: Sequence[M
         counts = [m.threads for m in steps]
         alone = steps[0].p50_ms or math.nan
         gains = [alone / (m.p50_ms or math.nan) for m in steps]
-        axes.plot(counts, gains, marker="o", color=_colour(contender), label=name_of(contender))
-        for count, gain in list(zip(counts, gains, strict=True))[1:]:
-            offset = (6, -12) if contender == "fused" else (-30, 4)
-            axes.annotate(f"{gain:.2f}", (count, gain), xytext=offset, textcoords="offset points", fontsize=9)
+        label = f"{name_of(contender)}: {gains[-1]:.2f} with {counts[-1]}"
+        axes.plot(counts, gains, marker="o", color=_colour(contender), label=label)
     axes.plot(counts, counts, linestyle=":", color="black", label="as many times as threads", zorder=0)
     axes.set(xlabel="threads", ylabel="times faster than one thread", xticks=counts)
-    axes.margins(0.08)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
 

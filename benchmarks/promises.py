@@ -79,7 +79,7 @@ class Faster:
             return Verdict(None, text)
         best = min((other for other in others if other is not None), key=_per_pixel)
         ratio = _per_pixel(best) / _per_pixel(mine)
-        return Verdict(ratio >= self.times, f"{text}: {ratio:.2f}x ({_time(mine)}, {best.contender} {_time(best)})")
+        return Verdict(ratio >= self.times, f"{text}: {ratio:.2f}x ({_time(mine)}; {best.contender} {_time(best)})")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class NotSlower:
         if mine is None or other is None:
             return Verdict(None, text)
         ratio = _per_pixel(mine) / _per_pixel(other)
-        return Verdict(ratio <= self.times, f"{text}: {ratio:.2f}x ({_time(mine)} and {_time(other)})")
+        return Verdict(ratio <= self.times, f"{text}: {ratio:.2f}x ({_time(mine)}; {other.contender} {_time(other)})")
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def _sources(sources: dict[str, Source]) -> str:
         [name, s.path.name, s.run["cpu_model"], s.run["cores"], s.run["commit"] or "unknown", s.run["date"]]
         for name, s in sources.items()
     ]
-    return f"## Where the figures come from\n\n{_markdown(header, lines)}\n"
+    return f"## Where the figures come from\n\n{_markdown(header, lines, left=len(header))}\n"
 
 
 def _promises(sources: dict[str, Source]) -> str:
@@ -128,7 +128,7 @@ def _build(source: Source) -> str:
 
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table whose first `left` columns are words and the rest numbers."""
+    """A table whose first `left` columns are words, the rest numbers."""
     rule = ["---" if i < left else "---:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
 

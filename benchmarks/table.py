@@ -57,8 +57,8 @@ def _figures(found: dict[str, Measurement], base: dict[str, Measurement]) -> lis
         _times(step.ns_per_pixel, base["step"].ns_per_pixel),
         _text(step.ns_per_pixel),
         _text(step.ps_per_entry),
-        _text(memory.extra_peak_mib, 1),
-        _text(memory.mib_over_gradients, 1),
+        _text(memory.extra_peak_mib),
+        _text(memory.mib_over_gradients),
         _times(memory.extra_peak_mib, base["memory"].extra_peak_mib),
         _text((found["first_step"].p50_ms or 0) / 1e3),
     ]
@@ -81,8 +81,11 @@ def table(title: str, measurements: Sequence[Measurement]) -> str:
     return "\n".join([title, describe(common), "medians; x: times as much as the first line", *text])
 
 
-def _text(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _text(value: float | None) -> str:
+    """Four digits or more of a figure."""
+    if value is None:
+        return "-"
+    return f"{value:.{2 if value < 100 else 1 if value < 1000 else 0}f}"
 
 
 def _times(value: float | None, base: float | None) -> str:
