@@ -87,7 +87,7 @@ def percentiles(times: Sequence[float]) -> tuple[float, float, float]:
 
 def takes_part(entry: Entry, turn: int) -> bool:
     """Whether an entry has a turn in a round; 0 is the round thrown away, which those that come rarely sit out."""
-    return entry.every == 1 if turn == 0 else (turn - 1) % entry.every == 0
+    return (turn - 1) % entry.every == 0
 
 
 def measure(subject: Subject, *, rounds: int, threads: int, say: Callable[[str], None]) -> list[Measurement]:

@@ -28,6 +28,7 @@ from benchmarks.promises import (
     is_needed,
     subjects_needed,
 )
+from benchmarks.results import read_csv
 from benchmarks.sweeps import SUBJECTS
 from benchmarks.worker import Worker
 from lomix_fast import MixPlan
@@ -206,6 +207,9 @@ def test_the_floor_counts_what_cannot_be_avoided() -> None:
     assert floor.exponentials(plan, 9) == 4 * 9 + 3 * 11 * 9 + 28 == 361
     assert floor.exponentials(MixPlan.create(5), 14) == 5 * 14 + 3 * 26 * 14 + 75
     assert floor.exponentials(MixPlan.create(4, ("add",)), 9) == 36, "add maps are products of the originals"
+    assert floor.exponentials(MixPlan.create(4, ("add",), ()), 9) == 36, (
+        "of which the exponentials are needed all the same"
+    )
     assert floor.exponentials(MixPlan.create(4, ("add", "mul")), 9) == 36 + 99
     assert floor.exponentials(MixPlan.create(4, ("awf",), ()), 9) == 99 + 28
     assert floor.exponentials(MixPlan.create(4, (), (2,)), 9) == 9
@@ -247,6 +251,16 @@ def test_a_floor_takes_its_turn_in_a_process_of_its_own() -> None:
         memory = worker.memory()
         assert memory.fingerprint == {} and memory.gradients_mib == 0
         assert all(forward > 0 and backward > 0 for forward, backward in worker.repetitions(2))
+
+
+@NEEDS_FLOOR
+def test_a_floor_beside_a_loss_has_times_and_no_say_in_what_is_right(tmp_path) -> None:
+    out = tmp_path / "figures.csv"
+    arguments = ["--subjects", "tiny3d", "--contenders", "plain,exp_floor", "--rounds", "1", "--threads", "1"]
+    assert command.main([*arguments, "--out", str(out)]) == 0
+    found, _ = read_csv(out)
+    steps = {m.contender: m.p50_ms for m in found if m.direction == "step"}
+    assert 0 < steps["exp_floor"] < steps["plain"]
 
 
 # ---- sweeps ----
