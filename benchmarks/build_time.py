@@ -13,7 +13,7 @@ from pathlib import Path
 
 import build_cpp
 
-from .measure import Measurement
+from .measure import Measurement, timed
 
 NAME = "build"
 TITLE = "building the extension from nothing"
@@ -49,11 +49,20 @@ def measure_build(say: Callable[[str], None], root: Path = build_cpp.ROOT) -> li
     if done.returncode != 0:
         raise BuildFailed(f"building the extension from nothing failed:\n{done.stdout}{done.stderr}")
     say(f"  built in {milliseconds / 1e3:.0f} s")
-    built = " ".join(toolchain.capabilities)
-    nothing: tuple[int, ...] = ()
-    return [
-        Measurement(
-            *(NAME, "", "build_cpp", 0, 0, 0, 0, nothing, (), "", NAME, JOBS, built, 1),
-            *(milliseconds, milliseconds, milliseconds),
-        )
-    ]
+    blank = Measurement(
+        subject=NAME,
+        case="",
+        contender="build_cpp",
+        batch=0,
+        classes=0,
+        scales=0,
+        maps=0,
+        full=(),
+        native=(),
+        dtype="",
+        direction="",
+        threads=JOBS,
+        capability=" ".join(toolchain.capabilities),
+        n=0,
+    )
+    return [timed(blank, NAME, [milliseconds])]

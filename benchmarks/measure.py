@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import capability, gate
 from .subjects import Entry, Subject
@@ -85,6 +85,12 @@ def percentiles(times: Sequence[float]) -> tuple[float, float, float]:
     return tenths[1], tenths[4], tenths[7]
 
 
+def timed(blank: Measurement, direction: str, times: Sequence[float]) -> Measurement:
+    """The figure of a direction from its times in milliseconds, at least one; all else as in `blank`."""
+    p20, p50, p80 = percentiles(times)
+    return replace(blank, direction=direction, n=len(times), p20_ms=p20, p50_ms=p50, p80_ms=p80)
+
+
 def takes_part(entry: Entry, turn: int) -> bool:
     """Whether an entry has a turn in a round; 0 is the round thrown away, which those that come rarely sit out."""
     return (turn - 1) % entry.every == 0
@@ -140,20 +146,27 @@ def _figures(
 ) -> list[Measurement]:
     """All rows of one entry, in the order forward, backward, step, first_step, memory."""
     case = entry.one.case
-
-    def figure(direction: str, n: int, *values: float, **rest: float) -> Measurement:
-        return Measurement(
-            *(subject, case.name, entry.contender, case.batch, case.classes, len(case.native), case.plan.num_maps),
-            *(case.full, case.native, str(case.dtype).removeprefix("torch."), direction),
-            *(entry.threads or threads, entry.capability or capability.in_use(), n, *values),
-            **rest,
-        )
-
+    blank = Measurement(
+        subject=subject,
+        case=case.name,
+        contender=entry.contender,
+        batch=case.batch,
+        classes=case.classes,
+        scales=len(case.native),
+        maps=case.plan.num_maps,
+        full=case.full,
+        native=case.native,
+        dtype=str(case.dtype).removeprefix("torch."),
+        direction="",
+        threads=entry.threads or threads,
+        capability=entry.capability or capability.in_use(),
+        n=0,
+    )
     forward, backward = ([pair[i] for pair in times] for i in (0, 1))
     step = [sum(pair) for pair in times]
-    cold = memory.first_step_ms
+    peak, gradients = memory.extra_peak_mib, memory.gradients_mib
     return [
-        *(figure(d, len(v), *percentiles(v)) for d, v in zip(DIRECTIONS, (forward, backward, step), strict=True)),
-        figure("first_step", 1, cold, cold, cold),
-        figure("memory", 1, extra_peak_mib=memory.extra_peak_mib, gradients_mib=memory.gradients_mib),
+        *(timed(blank, d, values) for d, values in zip(DIRECTIONS, (forward, backward, step), strict=True)),
+        timed(blank, "first_step", [memory.first_step_ms]),
+        replace(blank, direction="memory", n=1, extra_peak_mib=peak, gradients_mib=gradients),
     ]

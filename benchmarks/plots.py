@@ -76,11 +76,8 @@ def draw_comparison(path: Path, title: str, subtitle: str, measurements: Sequenc
         axes.bar_label(bars, [f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values], padding=3, fontsize=9)
         axes.set(xscale="log", xlabel=unit, xlim=(min(values) / 2, max(values) * 5))
         axes.invert_yaxis()
-    left.errorbar(
-        *([m.p50_ms for m in steps], range(len(steps))),
-        xerr=_spread(steps, lambda m: 1),
-        **{"fmt": "none", "ecolor": "black", "elinewidth": 1},
-    )
+    medians, spread = [m.p50_ms or 0 for m in steps], _spread(steps, lambda m: 1)
+    left.errorbar(medians, range(len(steps)), xerr=spread, fmt="none", ecolor="black", elinewidth=1)
     figure.savefig(path, dpi=110)
 
 
@@ -100,7 +97,7 @@ def draw_pixels(path: Path, title: str, subtitle: str, measurements: Sequence[Me
 def draw_scales(path: Path, title: str, subtitle: str, measurements: Sequence[Measurement]) -> None:
     """Nanoseconds a pixel against L, with the exponentials alone for comparison, on a logarithmic axis."""
     figure, (axes,) = _figure(title, subtitle, 4.2)
-    ticks = {}
+    ticks: dict[int, str] = {}
     for contender, steps in _by_contender(measurements):
         steps = sorted(steps, key=lambda m: m.scales)
         ticks |= {m.scales: f"{m.scales}\n{m.maps} maps" for m in steps}
@@ -190,8 +187,6 @@ def _line(
     contender: str = "fused",
 ) -> None:
     """Medians of one contender with bars from p20 to p80; `scale` turns milliseconds into the unit of `value`."""
-    axes.errorbar(
-        *(x, [value(m) for m in steps]),
-        yerr=_spread(steps, scale),
-        **{"marker": "o", "markersize": 5, "capsize": 3, "color": _colour(contender), "label": name_of(contender)},
-    )
+    y, spread = [value(m) for m in steps], _spread(steps, scale)
+    colour, name = _colour(contender), name_of(contender)
+    axes.errorbar(x, y, yerr=spread, marker="o", markersize=5, capsize=3, color=colour, label=name)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from . import build_time
 from .measure import Measurement
-from .subjects import Entry
+from .subjects import Entry, label
 from .sweeps import SWEEPS
 
 
@@ -54,8 +54,7 @@ class Who:
         return next((m for m in measurements if (m.subject, m.direction) == (subject, direction) and self.is_(m)), None)
 
     def __str__(self) -> str:
-        threads = None if self.threads is None else f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return " ".join(part for part in (self.contender, self.case, threads, self.capability) if part is not None)
+        return label(self.contender, self.case, self.threads, self.capability)
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,8 @@ class PeakAtMost:
         return self.who.is_(entry)
 
     def judge(self, measurements: Sequence[Measurement]) -> Verdict:
-        over = " over inputs and their gradients" if self.over_gradients else ""
-        text = f"{self.subject}: extra peak memory of {self.who}{over} at most {self.mib:g} MiB"
+        what = " over inputs and their gradients" if self.over_gradients else ""
+        text = f"{self.subject}: extra peak memory of {self.who}{what} at most {self.mib:g} MiB"
         found = self.who.find(measurements, self.subject, "memory")
         if found is None or found.extra_peak_mib is None:
             return Verdict(None, text)

@@ -16,6 +16,12 @@ from .contenders import contender
 _MARGIN = 1.15
 
 
+def label(contender: str, case: str | None, threads: int | None, capability: str | None) -> str:
+    """A participant in words, for example "fused synapse2d 2 threads"; None is passed over."""
+    count = None if threads is None else f"{threads} thread{'s' if threads > 1 else ''}"
+    return " ".join(part for part in (contender, case, count, capability) if part is not None)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One participant, a process of its own.
@@ -42,8 +48,7 @@ class Entry:
     @property
     def label(self) -> str:
         """What people call it; unique within a subject."""
-        count = None if self.threads is None else f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return " ".join(part for part in (self.contender, self.case, count, self.capability) if part is not None)
+        return label(self.contender, self.case, self.threads, self.capability)
 
     def obstacle(self) -> str | None:
         """Reason why this machine cannot run it, None when it can. Contenders have a `why_not` besides."""
