@@ -1,15 +1,15 @@
-# make demo | test | bench | lint | format | clean | distclean
+# make demo | test | bench | bench-report | lint | format | clean | distclean
 # Only python3, make and g++ are assumed: each command makes .venv, installs the pinned tools of requirements-dev.txt and
 # builds the extension when that has not been done yet or when C++ or setup files have changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
-CPP := $(shell find csrc -name '*.h' -o -name '*.cpp')
+CPP := $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp')
 # The fused kernel is the point of these commands: without a compiler they stop and say so instead of going on slowly.
 LOMIX_FAST_BUILD ?= cpu
 export LOMIX_FAST_BUILD
 
-.PHONY: demo test bench lint format clean distclean
+.PHONY: demo test bench bench-report lint format clean distclean
 
 demo: .venv/package
 	$(BIN)/python -m lomix_fast demo
@@ -19,6 +19,9 @@ test: .venv/package
 
 bench: .venv/package
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-report: .venv/package
+	$(BIN)/python -m benchmarks.report $(ARGS)
 
 lint: .venv/package
 	$(BIN)/ruff check .

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from lomix_fast.testing.cases import Case, case
 
-# Above this estimate of its peak a contender runs only when asked for with --include-heavy.
-HEAVY_BYTES = 6 * 2**30
+# What the official-style loss may take by estimate where its problem is as large as possible: 20 GiB, so that the
+# temporaries of its backward pass and everything else fit into 24.
+OFFICIAL_BUDGET = 20 * 2**30
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,10 @@ class BenchmarkCase:
     Attributes:
         case: the full-size problem; its name is that of the benchmark.
         small: same C, L, dtype and operators, so few pixels that float64 truth is cheap.
-        contenders: who takes part unless --contenders says otherwise.
     """
 
     case: Case
     small: Case
-    contenders: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -46,27 +45,15 @@ def shrunk(problem: Case, longest: int, batch: int = 2) -> Case:
     return replace(problem, name=f"{problem.name}_small", batch=min(batch, problem.batch), full=full, native=native)
 
 
-def benchmark_case(problem: Case, name: str, contenders: Sequence[str], longest: int = 64) -> BenchmarkCase:
+def benchmark_case(problem: Case, name: str, longest: int = 64) -> BenchmarkCase:
     """A benchmark of `problem` called `name`; its small version has labels of about `longest` pixels an axis."""
     named = replace(problem, name=name)
-    return BenchmarkCase(named, shrunk(named, longest), tuple(contenders))
+    return BenchmarkCase(named, shrunk(named, longest))
 
 
-# synapse2d: slices as the paper's Synapse experiments have them, native scales 1/32, 1/16, 1/8, 1/4.
-# patch3d: a patch of volume as 3D networks train on, native scales 1/8, 1/4, 1/2 and full size. torch.compile takes
-# many minutes there and is left to --contenders; official-style needs 7.5 GiB and is left to --include-heavy.
-# tiny2d, tiny3d: seconds in all, to try the harness itself (--quick); their times mean nothing.
-CASES: dict[str, BenchmarkCase] = {
-    one.name: one
-    for one in (
-        benchmark_case(case("slices_224"), "synapse2d", ("fused", "plain", "compile", "eager", "official")),
-        benchmark_case(case("volume_96"), "patch3d", ("fused", "plain", "eager", "official"), longest=16),
-        benchmark_case(case("paper"), "tiny2d", ("fused", "plain", "eager", "official"), longest=16),
-        benchmark_case(case("volume"), "tiny3d", ("fused", "plain", "eager", "official"), longest=4),
-    )
-}
-STANDARD = ("synapse2d", "patch3d")
-QUICK = ("tiny2d", "tiny3d")
+def pyramid(full: Sequence[int], ratios: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Native sizes that are `full` divided by each ratio, rounded up; coarsest first when the ratios fall."""
+    return tuple(tuple(-(-n // ratio) for n in full) for ratio in ratios)
 
 
 def official_style_maps(num_scales: int, classes: int) -> float:
@@ -91,3 +78,35 @@ def official_style_bytes(num_scales: int, classes: int, batch: int, pixels: int,
 def map_bytes(problem: Case) -> int:
     """Bytes of one full-size map [B, C, *full] in the dtype of the sums, float32 or float64."""
     return problem.batch * problem.classes * problem.pixels * (8 if problem.dtype.itemsize == 8 else 4)
+
+
+def patch14(edge: int) -> Case:
+    """A cube of volume with 14 classes and five scales, native 1/16, 1/8, 1/4, 1/2 and full size, batch 1."""
+    full = (edge,) * 3
+    return Case("patch14", 1, 14, full, pyramid(full, (16, 8, 4, 2, 1)))
+
+
+def largest_official_edge(budget: int = OFFICIAL_BUDGET) -> int:
+    """Longest edge, a multiple of 16, of a `patch14` on which the official-style loss needs at most `budget` bytes."""
+    edge = 16
+    while official_style_bytes(5, 14, 1, (edge + 16) ** 3) <= budget:
+        edge += 16
+    return edge
+
+
+# synapse2d: slices as the paper's Synapse experiments have them, native scales 1/32, 1/16, 1/8, 1/4.
+# patch3d: a patch of volume as 3D networks train on, native scales 1/8, 1/4, 1/2 and full size.
+# patch3d14: the same with 14 classes and a fifth scale, too large for the official-style loss.
+# official3d14: the largest such patch that the official-style loss can take.
+# tiny2d, tiny3d: seconds in all, to try the harness itself (--quick); their times mean nothing.
+CASES: dict[str, BenchmarkCase] = {
+    one.name: one
+    for one in (
+        benchmark_case(case("slices_224"), "synapse2d"),
+        benchmark_case(case("volume_96"), "patch3d", longest=16),
+        benchmark_case(patch14(96), "patch3d14", longest=16),
+        benchmark_case(patch14(largest_official_edge()), "official3d14", longest=16),
+        benchmark_case(case("paper"), "tiny2d", longest=16),
+        benchmark_case(case("volume"), "tiny3d", longest=4),
+    )
+}

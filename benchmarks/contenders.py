@@ -15,27 +15,11 @@ from lomix_fast import LoMixLoss, available_backends
 from lomix_fast.testing.cases import Case
 from lomix_fast.testing.official_style import OfficialStyleLoss, official_style_step
 
+from . import floor
 from .cases import map_bytes, official_style_bytes
 from .plain import plain_loss
+from .prepared import Prepared
 from .problem import Problem
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A contender set up for one problem.
-
-    Attributes:
-        loss: computes the total anew, a scalar with its graph.
-        leaves: every tensor that a backward pass gives a gradient, by the names of `Problem.leaves`.
-    """
-
-    loss: Callable[[], Tensor]
-    leaves: dict[str, Tensor]
-
-    def clear(self) -> None:
-        """Drop all gradients, as optimizer.zero_grad does."""
-        for leaf in self.leaves.values():
-            leaf.grad = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +33,8 @@ class Contender:
         estimate: case -> rough peak in bytes of one step; decides what is heavy, never reported as measured.
         compiles: whether the first step at a new size compiles code for it. That is no cost of a step, so its
             memory is measured from the second step on.
+        own_errors: for what is not the loss and cannot be held against its definition: relative errors by name, of
+            whatever it does compute. None for the loss, whose value and gradients `gate.errors` compares.
     """
 
     summary: str
@@ -56,6 +42,7 @@ class Contender:
     why_not: Callable[[], str | None]
     estimate: Callable[[Case], int]
     compiles: bool = False
+    own_errors: Callable[[], dict[str, float]] | None = None
 
 
 def _always() -> None:
@@ -119,6 +106,16 @@ def _eager_bytes(case: Case) -> int:
     return (3 * case.plan.num_scales + 8) * map_bytes(case)
 
 
+def _floor(what: str, accurate: bool) -> Contender:
+    return Contender(
+        f"nothing but the exponentials that cannot be avoided, by at::vec's {what}",
+        lambda problem: floor.prepare(problem, accurate),
+        floor.why_not,
+        lambda case: 0,
+        own_errors=lambda: floor.errors(accurate),
+    )
+
+
 CONTENDERS: dict[str, Contender] = {
     "fused": Contender(
         'LoMixLoss(impl="cpu"), the fused C++ kernel',
@@ -132,8 +129,9 @@ CONTENDERS: dict[str, Contender] = {
         'LoMixLoss(impl="eager"), PyTorch recomputing one map at a time', _module("eager"), _always, _eager_bytes
     ),
     "official": Contender("as the authors' released code does it", _official, _always, _official_bytes),
+    "exp_floor": _floor("exp_u20", accurate=False),
+    "exp_floor_accurate": _floor("exp", accurate=True),
 }
-BASELINE = "fused"
 
 
 def contender(name: str) -> Contender:

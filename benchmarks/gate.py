@@ -13,7 +13,8 @@ from lomix_fast.recipe import map_losses, total_loss
 from lomix_fast.reference import map_stats_reference
 from lomix_fast.testing.cases import Case
 
-from .contenders import Contender, Prepared
+from .contenders import Contender
+from .prepared import Prepared
 from .problem import Problem, make_problem
 
 # Largest error allowed, relative to the largest number of the tensor: (loss, gradients), by dtype of the logits.
@@ -23,6 +24,8 @@ TOLERANCE = {
     torch.bfloat16: (1e-5, 2e-2),
     torch.float16: (1e-5, 4e-3),
 }
+# What contenders that are not the loss compute, relative, by name.
+OWN_TOLERANCE = {"exponential": 1e-6}
 # Between contenders at full size: (loss, norm of each gradient). Looser, since float32 itself loses digits over
 # millions of pixels; it is there for what goes wrong only when problems are large.
 AGREEMENT = (1e-4, 1e-3)
@@ -55,8 +58,11 @@ def results(loss: Tensor, prepared: Prepared) -> dict[str, Tensor]:
 def errors(contender: Contender, small: Case) -> dict[str, float]:
     """Error of the loss and of every gradient of a contender on a small case, relative to the truth's largest value.
 
-    A gradient that is missing or of another shape has an infinite error, one that is not a number too.
+    A gradient that is missing or of another shape has an infinite error, one that is not a number too. What is not
+    the loss has errors of its own.
     """
+    if contender.own_errors is not None:
+        return contender.own_errors()
     problem = make_problem(small)
     expected = truth(problem)  # first: it takes a copy, and the problem then belongs to the contender
     prepared = contender.prepare(problem)
@@ -77,11 +83,12 @@ def check(name: str, small: Case, found: Mapping[str, float]) -> float:
     """Return the largest error of `errors`, or raise.
 
     Raises:
-        GateError: the loss or a gradient is off by more than `TOLERANCE`.
+        GateError: the loss or a gradient is off by more than `TOLERANCE`, or another quantity by more than
+            `OWN_TOLERANCE`.
     """
     loss_limit, gradient_limit = TOLERANCE[small.dtype]
     for quantity, error in found.items():
-        limit = loss_limit if quantity == "loss" else gradient_limit
+        limit = OWN_TOLERANCE.get(quantity, loss_limit if quantity == "loss" else gradient_limit)
         if not error <= limit:
             raise GateError(
                 f"{name} on {small.name}: {quantity} is off by {error:.2e} of its largest value against the float64 "

@@ -1,48 +1,91 @@
-"""The table a person reads: medians, spread, and ratios against the fused kernel."""
+"""The table of a subject that a person reads: medians, spread, cost per pixel, and ratios against the first line."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from .contenders import BASELINE
 from .measure import DIRECTIONS, Measurement
-from .results import describe
+from .results import size_text
 
-_HEADER = (
-    *("contender", "forward ms", "backward ms", "step ms", "(p20 - p80)", "n", "x forward", "x backward", "x step"),
-    *("peak MiB", "x peak", "first step s"),
+# What may tell participants apart: a column each where they differ, words above the table where they do not.
+_SETTINGS: dict[str, Callable[[Measurement], str]] = {
+    "size": lambda m: size_text(m.full),
+    "B": lambda m: str(m.batch),
+    "C": lambda m: str(m.classes),
+    "L": lambda m: str(m.scales),
+    "maps": lambda m: str(m.maps),
+    "native": lambda m: ", ".join(map(size_text, m.native)),
+    "dtype": lambda m: m.dtype,
+    "threads": lambda m: str(m.threads),
+    "ISA": lambda m: m.capability,
+}
+_FIGURES = (
+    *("forward ms", "backward ms", "step ms", "p20 - p80", "n", "x step per pixel", "ns/pixel", "ps/(pixel map class)"),
+    *("peak MiB", "without gradients", "x peak", "first step s"),
 )
+# Not worth a column of its own: native sizes follow from the full one in sweeps.
+_ONLY_ABOVE = ("native",)
 
 
-def table(measurements: Sequence[Measurement]) -> str:
-    """Text for the measurements of ONE case. "x" columns are ratios to fused, or to the first when it is not there."""
-    by_name: dict[str, dict[str, Measurement]] = {}
+def rows(measurements: Sequence[Measurement]) -> tuple[list[str], list[list[str]], dict[str, str]]:
+    """The table of ONE subject.
+
+    Returns:
+        Header, lines, and what all lines have in common by name. Ratios ("x") are to the first line.
+    """
+    participants: dict[tuple[str, ...], dict[str, Measurement]] = {}
     for m in measurements:
-        by_name.setdefault(m.contender, {})[m.direction] = m
-    base = BASELINE if BASELINE in by_name else next(iter(by_name))
-    rows = [_HEADER, *(_row(name, found, by_name[base]) for name, found in by_name.items())]
-    widths = [max(len(r[i]) for r in rows) for i in range(len(_HEADER))]
+        key = (m.case, m.contender, *(setting(m) for setting in _SETTINGS.values()))
+        participants.setdefault(key, {})[m.direction] = m
+    steps = [found["step"] for found in participants.values()]
+    common = {name: text(steps[0]) for name, text in _SETTINGS.items() if len({text(m) for m in steps}) == 1}
+    varied = [name for name in _SETTINGS if name not in common and name not in _ONLY_ABOVE]
+    base = next(iter(participants.values()))
     lines = [
-        "  ".join([r[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(r[1:], widths[1:], strict=True))])
-        for r in rows
+        [found["step"].contender, *(_SETTINGS[name](found["step"]) for name in varied), *_figures(found, base)]
+        for found in participants.values()
     ]
-    return "\n".join([describe(measurements[0].case), f"medians; x: times as much as {base}", *lines])
+    return ["contender", *varied, *_FIGURES], lines, common
 
 
-def _row(name: str, found: dict[str, Measurement], base: dict[str, Measurement]) -> tuple[str, ...]:
-    step = found["step"]
-    peak, base_peak = found["memory"].extra_peak_mib, base["memory"].extra_peak_mib
-    assert peak is not None and base_peak is not None
-    return (
-        name,
-        *(f"{found[d].p50_ms:.2f}" for d in DIRECTIONS),
-        f"({step.p20_ms:.2f} - {step.p80_ms:.2f})",
+def _figures(found: dict[str, Measurement], base: dict[str, Measurement]) -> list[str]:
+    step, memory = found["step"], found["memory"]
+    return [
+        *(_text(found[d].p50_ms) for d in DIRECTIONS),
+        f"{_text(step.p20_ms)} - {_text(step.p80_ms)}",
         str(step.n),
-        *(_times(found[d].p50_ms, base[d].p50_ms) for d in DIRECTIONS),
-        f"{peak:.1f}",
-        _times(peak, base_peak),
-        f"{(found['first_step'].p50_ms or 0) / 1e3:.2f}",
-    )
+        _times(step.ns_per_pixel, base["step"].ns_per_pixel),
+        _text(step.ns_per_pixel),
+        _text(step.ps_per_entry),
+        _text(memory.extra_peak_mib),
+        _text(memory.mib_over_gradients),
+        _times(memory.extra_peak_mib, base["memory"].extra_peak_mib),
+        _text((found["first_step"].p50_ms or 0) / 1e3),
+    ]
+
+
+def describe(common: dict[str, str]) -> str:
+    """What all lines of a table have in common, in words."""
+    return ", ".join(f"{name} {value}" for name, value in common.items())
+
+
+def table(title: str, measurements: Sequence[Measurement]) -> str:
+    """Text for the measurements of one subject."""
+    header, lines, common = rows(measurements)
+    every = [header, *lines]
+    widths = [max(len(line[i]) for line in every) for i in range(len(header))]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in every
+    ]
+    return "\n".join([title, describe(common), "medians; x: times as much as the first line", *text])
+
+
+def _text(value: float | None) -> str:
+    """Four digits or more of a figure."""
+    if value is None:
+        return "-"
+    return f"{value:.{2 if value < 100 else 1 if value < 1000 else 0}f}"
 
 
 def _times(value: float | None, base: float | None) -> str:

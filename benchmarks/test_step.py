@@ -15,7 +15,8 @@ from torch import Tensor
 
 from benchmarks import gate
 from benchmarks.cases import CASES
-from benchmarks.contenders import Prepared, contender
+from benchmarks.contenders import contender
+from benchmarks.prepared import Prepared
 from benchmarks.problem import make_problem
 from benchmarks.results import machine
 
@@ -41,7 +42,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def timed(benchmark: BenchmarkFixture, name: str) -> BenchmarkFixture:
     benchmark.group = CASE.name
-    benchmark.extra_info |= {"contender": name, **machine(torch.get_num_threads())}
+    benchmark.extra_info |= {"contender": name, "threads": torch.get_num_threads(), **machine()}
     return benchmark
 
 

@@ -7,10 +7,13 @@ side and wait on a pipe; one works at a time.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
+import os
 import time
 import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lomix_fast.demo.peak import extra_peak_mib
+from lomix_fast.testing.peak import extra_peak_mib
 
 from . import gate
 from .cases import BenchmarkCase
-from .contenders import Prepared, contender
+from .contenders import contender
+from .prepared import Prepared
 from .problem import make_problem
 
 
@@ -32,9 +36,17 @@ class WorkerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Memory:
-    """First full-size step: extra peak in MiB, milliseconds of the first step, loss and norms of the gradients."""
+    """First full-size step.
+
+    Attributes:
+        extra_peak_mib: how far the resident set rose.
+        gradients_mib: the part of it that gradients of logits and parameters are bound to take.
+        first_step_ms: milliseconds from cold.
+        fingerprint: loss and norms of the gradients; empty for what is not the loss.
+    """
 
     extra_peak_mib: float
+    gradients_mib: float
     first_step_ms: float
     fingerprint: dict[str, float]
 
@@ -77,7 +89,9 @@ class _Session:
         else:
             peak = extra_peak_mib(step)
             first = time.perf_counter() - begin
-        return Memory(peak, 1e3 * first, gate.fingerprint(kept[-1], prepared))
+        is_loss = self._contender.own_errors is None
+        fingerprint = gate.fingerprint(kept[-1], prepared) if is_loss else {}
+        return Memory(peak, prepared.gradient_bytes() / 2**20, 1e3 * first, fingerprint)
 
     def repetitions(self, count: int) -> list[tuple[float, float]]:
         """Milliseconds of forward (with its graph, as in training) and of backward, `count` times.
@@ -120,6 +134,21 @@ def _serve(pipe: Connection, name: str, one: BenchmarkCase, threads: int) -> Non
         pipe.send(answer)
 
 
+@contextlib.contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for processes started meanwhile; those of this process are put back afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 class Worker:
     """Handle on the process of one contender.
 
@@ -127,15 +156,19 @@ class Worker:
         name: of the contender.
         one: the case.
         threads: torch threads inside the process.
+        environment: variables that the process finds set before it imports anything.
     """
 
-    def __init__(self, name: str, one: BenchmarkCase, threads: int) -> None:
+    def __init__(
+        self, name: str, one: BenchmarkCase, threads: int, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
         # spawn: a forked copy of a process whose thread pools have run may hang, and would share its memory.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, name, one, threads))
-        self._process.start()
+        with _variables(environment or {}):
+            self._process.start()
         theirs.close()
 
     def __enter__(self) -> Worker:

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_up import build_figure, contender_figures, sweep_figures
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not installed
-
+import benchmarks.__main__ as command
 from benchmarks import gate
 from benchmarks.__main__ import main
-from benchmarks.cases import CASES, STANDARD, official_style_bytes, official_style_maps, shrunk
+from benchmarks.cases import CASES, official_style_bytes, official_style_maps, shrunk
 from benchmarks.contenders import CONTENDERS, contender
-from benchmarks.measure import Measurement, percentiles
+from benchmarks.measure import percentiles
 from benchmarks.plain import plain_loss
 from benchmarks.problem import make_problem
-from benchmarks.promises import PROMISES, Faster, PeakAtMost, needed
-from benchmarks.results import COLUMNS, machine, row
+from benchmarks.results import COLUMNS
+from benchmarks.sweeps import STANDARD, SUBJECTS
 from benchmarks.table import table
-from benchmarks.worker import Worker
+from benchmarks.worker import Worker, WorkerError
 
 SYNAPSE, PATCH = CASES["synapse2d"].case, CASES["patch3d"].case
 TINY = CASES["tiny3d"]
@@ -69,7 +69,7 @@ def others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_a_run_writes_every_column_and_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "figures.csv"
-    arguments = ["--cases", "tiny3d", "--contenders", "plain,eager", "--rounds", "2", "--threads", "1"]
+    arguments = ["--subjects", "tiny3d", "--contenders", "plain,eager", "--rounds", "2", "--threads", "1"]
     assert main([*arguments, "--out", str(out)]) == 0
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -77,31 +77,32 @@ def test_a_run_writes_every_column_and_row(tmp_path: Path, capsys: pytest.Captur
     directions = ("forward", "backward", "step", "first_step", "memory")
     assert [(r["contender"], r["direction"]) for r in rows] == [(c, d) for c in ("plain", "eager") for d in directions]
     for r in rows:
-        empty = {name for name, value in r.items() if value == ""} - {"triton", "commit"}
+        empty = {name for name, value in r.items() if value == ""} - {"triton", "commit", "compiler"}
         if r["direction"] == "memory":
             assert empty == {"p20_ms", "p50_ms", "p80_ms"}
         else:
-            assert empty == {"extra_peak_mib"}
+            assert empty == {"extra_peak_mib", "gradients_mib"}
             assert 0 < float(r["p20_ms"]) <= float(r["p50_ms"]) <= float(r["p80_ms"])
         assert r["n"] == ("2" if r["direction"] in directions[:3] else "1")
     assert {r["spatial"] for r in rows} == {"6x7x8"} and {r["native_scales"] for r in rows} == {"2x3x2 3x4x4 6x7x8"}
-    assert {(r["B"], r["C"], r["L"], r["dtype"], r["threads"]) for r in rows} == {("2", "3", "3", "float32", "1")}
+    same = ("subject", "B", "C", "L", "maps", "dtype", "threads")
+    assert {tuple(r[name] for name in same) for r in rows} == {("tiny3d", "2", "3", "3", "19", "float32", "1")}
     printed = capsys.readouterr().out
-    assert "times as much as plain" in printed and "gate  eager" in printed
+    assert "times as much as the first line" in printed and "gate  eager" in printed
 
 
 def test_a_wrong_contender_turns_the_gate_red(others: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = others / "figures.csv"
-    arguments = ["--cases", "tiny3d", "--contenders", "plain,others:wrong", "--rounds", "1", "--threads", "1"]
+    arguments = ["--subjects", "tiny3d", "--contenders", "plain,others:wrong", "--rounds", "1", "--threads", "1"]
     assert main([*arguments, "--out", str(out)]) == 1
     told = capsys.readouterr()
-    assert "RED GATE: others:wrong on tiny3d_small: loss is off by 1.00e-03" in told.err
+    assert "RED GATE: others:wrong tiny3d on tiny3d_small: loss is off by 1.00e-03" in told.err
     assert not out.exists() and " ms" not in told.out and "round" not in told.out
 
 
 def test_a_contender_that_dies_is_named(others: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = others / "figures.csv"
-    assert main(["--cases", "tiny3d", "--contenders", "others:dying", "--rounds", "1", "--out", str(out)]) == 1
+    assert main(["--subjects", "tiny3d", "--contenders", "others:dying", "--rounds", "1", "--out", str(out)]) == 1
     assert "others:dying: its process ended during 'errors' with exit code 3" in capsys.readouterr().err
     assert not out.exists()
 
@@ -109,12 +110,12 @@ def test_a_contender_that_dies_is_named(others: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--cases", "nobody"], "--cases: got 'nobody', expected names out of synapse2d"),
+        (["--subjects", "nobody"], "--subjects: got 'nobody', expected names out of synapse2d"),
+        (["--subjects", "tiny2d", "--check", "--threads", "0"], "expected at least 1"),
         (["--contenders", "nobody"], "contenders: got 'nobody', expected names out of fused"),
         (["--contenders", "math:pi"], "a float; expected a benchmarks Contender"),
         (["--contenders", "no_such_module:x"], "cannot be imported"),
         (["--rounds", "0"], "expected at least 1"),
-        (["--cases", "patch3d", "--contenders", "official"], "none is left for patch3d"),
     ],
 )
 def test_wrong_usage_is_refused_before_anything_runs(
@@ -127,7 +128,7 @@ def test_wrong_usage_is_refused_before_anything_runs(
 
 
 @pytest.mark.parametrize("name", ["plain", "eager", "official", pytest.param("fused", marks=NEEDS_FUSED)])
-@pytest.mark.parametrize("case", [CASES[n] for n in STANDARD], ids=lambda one: one.name)
+@pytest.mark.parametrize("case", [CASES["synapse2d"], CASES["patch3d"]], ids=lambda one: one.name)
 def test_contenders_agree_with_the_definition(name: str, case) -> None:
     gate.check(name, case.small, gate.errors(contender(name), case.small))
 
@@ -208,49 +209,71 @@ def test_percentiles() -> None:
     assert percentiles([3.0]) == (3.0, 3.0, 3.0)
 
 
-def figures(fused_ms: float, official_ms: float, mib: float) -> list[Measurement]:
-    found = []
-    for name, ms in (("fused", fused_ms), ("official", official_ms)):
-        for direction in ("forward", "backward", "step", "first_step"):
-            found.append(Measurement(SYNAPSE, name, direction, 5, ms, ms, ms))
-        found.append(Measurement(SYNAPSE, name, "memory", 1, extra_peak_mib=mib))
-    return found
+# ---- the run as a whole, with measuring itself replaced ----
 
 
-@pytest.mark.parametrize(
-    "fused_ms, mib, kept", [(100.0, 64.0, (True, True)), (101.0, 64.1, (False, False)), (50.0, 65.0, (True, False))]
-)
-def test_promises(fused_ms: float, mib: float, kept: tuple[bool, bool]) -> None:
-    promises = Faster("synapse2d", "official", 8), PeakAtMost("synapse2d", 64)
-    verdicts = [p.judge(figures(fused_ms, 800.0, mib)) for p in promises]
-    assert tuple(v.kept for v in verdicts) == kept
-    assert not any(p.judge([]).kept for p in PROMISES), "what was not measured is not kept"
-
-
-def test_every_promise_is_about_a_case_and_contenders_there_are() -> None:
-    assert {p.case for p in PROMISES} <= set(CASES)
-    assert needed("synapse2d") == ("fused", "official") and needed("patch3d") == ("fused",)
-    assert all(name in CONTENDERS for p in PROMISES for name in p.contenders)
-
-
-def test_check_judges_and_its_exit_status_says_so(
+def test_everything_is_measured_by_default_and_written_after_each_subject(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--check", "--cases", "synapse2d", "--contenders", "official", "--out", str(tmp_path / "figures.csv")]
-    for fused_ms, status, line in ((50.0, 0, "pass  synapse2d: step"), (200.0, 1, "FAIL  synapse2d: step")):
-        monkeypatch.setattr("benchmarks.__main__.measure", lambda *_, ms=fused_ms, **__: figures(ms, 800.0, 10.0))
-        assert main(arguments) == status
-        told = capsys.readouterr().out
-        assert line in told and "pass  synapse2d: extra peak memory of fused at most 64 MiB: 10.0 MiB" in told
+    out = tmp_path / "figures.csv"
+    seen: dict[str, int] = {}
+
+    def found(subject, *, rounds: int, threads: int, say: object) -> list:
+        seen[subject.name] = rounds
+        if subject.name == "classes":
+            assert {r["subject"] for r in csv.DictReader(out.open(newline=""))} == set(seen) - {"classes"}
+            raise WorkerError("fused classes_105: its process ended")
+        return sweep_figures(subject.name)
+
+    monkeypatch.setattr(command, "measure", found)
+    monkeypatch.setattr(command.build_time, "measure_build", lambda say: [build_figure(93.0)])
+    monkeypatch.setattr(command, "contender", lambda name: CONTENDERS["plain"])
+    assert main(["--out", str(out)]) == 1, "a subject failed"
+    assert seen == {name: SUBJECTS[name].rounds for name in STANDARD}
+    told = capsys.readouterr()
+    assert "classes: fused classes_105: its process ended" in told.err
+    assert "build: building the extension from nothing: 93 s, 2 jobs" in told.out
+    with out.open(newline="") as file:
+        assert {r["subject"] for r in csv.DictReader(file)} == {*STANDARD, "build"} - {"classes"}
 
 
-def test_table_compares_with_fused() -> None:
-    lines = table(figures(50.0, 800.0, 10.0)).splitlines()
-    assert lines[1].endswith("fused") and len(lines) == 5
-    assert "16.00" in lines[4] and "1.00" in lines[3]
+def test_a_red_gate_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "figures.csv"
+
+    def found(subject, **_: object) -> list:
+        if subject.name == "tiny3d":
+            assert out.exists()
+            raise gate.GateError("wrong")
+        return sweep_figures(subject.name)
+
+    monkeypatch.setattr(command, "measure", found)
+    monkeypatch.setattr(command, "contender", lambda name: CONTENDERS["plain"])
+    assert main(["--quick", "--out", str(out)]) == 1
+    assert not out.exists()
 
 
-def test_rows_hold_the_machine() -> None:
-    common = machine(3)
-    assert set(row(figures(1.0, 2.0, 3.0)[0], common)) == set(COLUMNS)
-    assert common["threads"] == 3 and common["torch"] == torch.__version__
+def test_contenders_given_take_every_setting_of_a_sweep() -> None:
+    entries = SUBJECTS["threads"].by(("plain", "eager")).entries
+    assert {e.threads for e in entries} == {e.threads for e in SUBJECTS["threads"].entries}
+    assert [e.contender for e in entries] == ["plain", "eager"] * (len(entries) // 2)
+    assert [(e.case, e.contender) for e in SUBJECTS["patch3d14"].by(("fused",)).entries] == [
+        ("patch3d14", "fused"),
+        ("official3d14", "fused"),
+    ]
+
+
+# ---- the table ----
+
+
+def test_table_compares_with_the_first_line() -> None:
+    lines = table("title", contender_figures("synapse2d", fused=50.0, official=800.0)).splitlines()
+    assert lines[0] == "title" and "size 224x224, B 6, C 9, L 4, maps 48" in lines[1] and len(lines) == 6
+    assert "16.00" in lines[5].split() and "1.00" in lines[4].split()
+    assert "166.1" in lines[4].split(), "50 ms for 6 x 224 x 224 pixels, in ns"
+
+
+def test_table_has_columns_for_what_differs() -> None:
+    lines = table("title", sweep_figures("classes")).splitlines()
+    assert lines[3].split()[:3] == ["contender", "B", "C"] and "size 224x224" in lines[1]
+    assert len(lines) == 4 + len(SUBJECTS["classes"].entries)
+    assert table("title", sweep_figures("threads")).splitlines()[3].split()[1] == "threads"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lomix_fast import LoMixLoss
 from lomix_fast.__main__ import main
-from lomix_fast.demo.peak import extra_peak_mib
+from lomix_fast.testing.peak import extra_peak_mib
 
 pytest.importorskip("nilearn")
 pytest.importorskip("matplotlib")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..loss import LoMixLoss
 from ..testing.official_style import OfficialStyleLoss, official_style_step
-from .peak import extra_peak_mib
+from ..testing.peak import extra_peak_mib
 
 STYLES = ("fused", "official_style")
 TOLERANCE = 1e-4  # largest relative difference at which times and memory may be shown at all

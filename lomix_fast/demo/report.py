@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..testing.environment import cores, load
 from .data import NOTE, Brain
-from .environment import cores, load
 
 if TYPE_CHECKING:
     from .run import Settings

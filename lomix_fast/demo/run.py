@@ -12,10 +12,10 @@ import torch
 
 from ..backends import available_backends, choose
 from ..loss import LoMixLoss
+from ..testing.environment import environment
 from . import report
 from .compare import Case, compare
 from .data import CLASS_NAMES, NOTE, Brain, load_brain, spread
-from .environment import environment
 from .network import FACTORS, SmallUNet
 from .plots import draw_segmentation, draw_weights
 from .train import dice, predict, train
