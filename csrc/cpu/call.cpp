@@ -12,8 +12,8 @@ namespace lomix::cpu {
 namespace {
 
 // Enough units to keep many cores busy; fixed, so that the order of every sum is the same on every machine.
-constexpr int64_t kTargetUnits = 96;
-constexpr int64_t kMinPixelsPerUnit = 1024;
+constexpr int64_t kMostUnits = 96;
+constexpr int64_t kPixelsPerUnit = 6144;
 constexpr double kLog2E = 1.44269504088896340736;
 // Of the enlarged rows that a pass keeps; the backward pass keeps their gradients as well.
 constexpr int64_t kBlockBytes = 256 * 1024;
@@ -247,8 +247,8 @@ void Call<T>::make_axis(int64_t scale, int axis, int64_t native, int64_t full) {
 template <typename T>
 void Call<T>::make_units() {
   const int64_t pixels = problem.depth * problem.height * problem.width;
-  const int64_t wanted =
-      std::min(ceil_div(kTargetUnits, std::max<int64_t>(batch, 1)), std::max<int64_t>(pixels / kMinPixelsPerUnit, 1));
+  const int64_t all = std::clamp<int64_t>(batch * pixels / kPixelsPerUnit, 1, kMostUnits);
+  const int64_t wanted = ceil_div(all, std::max<int64_t>(batch, 1));
   const int64_t along_z = std::min(problem.depth, wanted);
   const int64_t along_y = std::min(problem.height, ceil_div(wanted, along_z));
   units_per_sample = along_z * along_y;

@@ -42,17 +42,24 @@ void forward_tile(const Problem<T>& problem, ForwardState<T>& state) {
     if (problem.original[l] >= 0 || problem.has_add) exponentiate_scale<kC>(tile, l);
     if (problem.original[l] >= 0) add(problem.original[l], AddSource<T>(tile, &l, 1));
   }
-  for (int64_t i = 0; i < problem.num_subsets; ++i) {
-    const Subset& subset = problem.subsets[i];
-    const int of_add = subset.of(Operator::kAdd), of_mul = subset.of(Operator::kMul);
-    const int of_cat = subset.of(Operator::kCat), of_awf = subset.of(Operator::kAwf);
-    if (of_add >= 0) add(of_add, AddSource<T>(tile, subset.members, subset.size));
-    if (of_mul >= 0) add(of_mul, MulSource<T>(tile, subset));
-    if (of_cat >= 0) add(of_cat, CatSource<T, ScaleRows<T>>(tile, subset, problem.cat_bias, state.rows));
-    if (of_awf < 0) continue;
+  // One operator after the other: what the maps of one operator read fits the first-level cache better than all of it.
+  const auto for_maps = [&](Operator op, const auto& f) {
+    for (int64_t i = 0; i < problem.num_subsets; ++i) {
+      const int map = problem.subsets[i].of(op);
+      if (map >= 0) f(problem.subsets[i], map);
+    }
+  };
+  for_maps(Operator::kAdd, [&](const Subset& subset, int map) {
+    add(map, AddSource<T>(tile, subset.members, subset.size));
+  });
+  for_maps(Operator::kMul, [&](const Subset& subset, int map) { add(map, MulSource<T>(tile, subset)); });
+  for_maps(Operator::kAwf, [&](const Subset& subset, int map) {
     attend(tile, subset, problem.awf_bias, state.rows);
-    add(of_awf, AwfSource<T>(tile, subset));
-  }
+    add(map, AwfSource<T>(tile, subset));
+  });
+  for_maps(Operator::kCat, [&](const Subset& subset, int map) {
+    add(map, CatSource<T, ScaleRows<T>>(tile, subset, problem.cat_bias, state.rows));
+  });
 }
 
 template <int kC, typename T>

@@ -189,31 +189,56 @@ class CatSource {
 };
 
 // tile.attention = softmax over the members of their scores u . P + v, projected like cat.
-template <typename T, typename Rows>
-void attend(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale<Rows>& rows) {
+template <int kSize, typename T, typename Rows>
+void attend_members(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale<Rows>& rows) {
   constexpr int64_t kV = kWidth<T>;
   const int64_t pitch = tile.columns * kV, num_rows = tile.rows;
-  const int size = subset.size;
-  T* const attention = tile.attention;
+  Vec<T> start[kSize];
+  repeat<kSize>(0, [&](int j) LOMIX_INLINE { start[j] = Vec<T>(bias[subset.first_pair + j]); });
   for (int64_t r = 0; r < num_rows; ++r) {
-    for (int64_t v = 0; v < pitch; v += kV) {
-      T* const at = attention + r * pitch + v;
-      Vec<T> score[kMaxScales];
-      for (int j = 0; j < size; ++j) score[j] = Vec<T>(bias[subset.first_pair + j]);
-      for_blended(tile, subset, r, [&](int j, int64_t slot, T weight) LOMIX_INLINE {
-        const T* from = rows[subset.members[j]].projected(slot, tile.index) + subset.awf_row[j] * kTileWidth + v;
-        score[j] = at::vec::fmadd(Vec<T>(weight), Vec<T>::loadu(from), score[j]);
+    const T *lo[kSize], *hi[kSize];
+    Vec<T> lo_weight[kSize], hi_weight[kSize];
+    repeat<kSize>(0, [&](int j) LOMIX_INLINE {
+      const RowBlend<T>& blend = tile.blend(subset.members[j], r);
+      const Rows& of = rows[subset.members[j]];
+      lo[j] = of.projected(blend.lo_slot, tile.index) + subset.awf_row[j] * kTileWidth;
+      hi[j] = of.projected(blend.hi_slot, tile.index) + subset.awf_row[j] * kTileWidth;
+      lo_weight[j] = Vec<T>(blend.lo_weight);
+      hi_weight[j] = Vec<T>(blend.hi_weight);
+    });
+    T* at = tile.attention + r * pitch;
+    for (int64_t v = 0; v < pitch; v += kV, at += kV) {
+      Vec<T> score[kSize], top, sum;
+      repeat<kSize>(0, [&](int j) LOMIX_INLINE {
+        score[j] = at::vec::fmadd(lo_weight[j], Vec<T>::loadu(lo[j] + v), start[j]);
+        score[j] = at::vec::fmadd(hi_weight[j], Vec<T>::loadu(hi[j] + v), score[j]);
+        top = j == 0 ? score[j] : larger(score[j], top);
       });
-      Vec<T> top = score[0], sum(0);
-      for (int j = 1; j < size; ++j) top = larger(score[j], top);
-      for (int j = 0; j < size; ++j) {
+      repeat<kSize>(0, [&](int j) LOMIX_INLINE {
         score[j] = exp2_softmax(score[j] - top);
-        sum = sum + score[j];
-      }
+        sum = j == 0 ? score[j] : sum + score[j];
+      });
       const Vec<T> inverse = Vec<T>(1) / sum;
-      for (int j = 0; j < size; ++j) (score[j] * inverse).store(at + j * kTilePixels);
+      repeat<kSize>(0, [&](int j) LOMIX_INLINE { (score[j] * inverse).store(at + j * kTilePixels); });
     }
   }
+}
+
+// Call f.template operator()<size>() with the size of a subset as a constant.
+template <typename F>
+inline void with_size(int size, const F& f) {
+  switch (size) {
+    case 2: return f.template operator()<2>();
+    case 3: return f.template operator()<3>();
+    case 4: return f.template operator()<4>();
+    case 5: return f.template operator()<5>();
+    default: return f.template operator()<6>();
+  }
+}
+
+template <typename T, typename Rows>
+void attend(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale<Rows>& rows) {
+  with_size(subset.size, [&]<int kSize>() { attend_members<kSize>(tile, subset, bias, rows); });
 }
 
 // awf: the members weighted by tile.attention.

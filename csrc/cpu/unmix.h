@@ -77,13 +77,7 @@ void unmix_members(const Tile<T>& tile, const Subset& subset, const SubsetGrads<
 template <typename T>
 void unmix_subset(const Tile<T>& tile, const Subset& subset, const SubsetGrads<T>& grads) {
   if (grads.add == nullptr && grads.mul == nullptr && grads.awf == nullptr) return;
-  switch (subset.size) {
-    case 2: return unmix_members<T, 2>(tile, subset, grads);
-    case 3: return unmix_members<T, 3>(tile, subset, grads);
-    case 4: return unmix_members<T, 4>(tile, subset, grads);
-    case 5: return unmix_members<T, 5>(tile, subset, grads);
-    default: return unmix_members<T, 6>(tile, subset, grads);
-  }
+  with_size(subset.size, [&]<int kSize>() { unmix_members<T, kSize>(tile, subset, grads); });
 }
 
 // cat and the attention scores: from rows of pixels to the projections of the native rows they were blended from.
