@@ -101,6 +101,7 @@ Call<T>::Call(const Inputs& inputs) {
   batch = first.size(0);
   problem.num_scales = static_cast<int64_t>(inputs.logits.size());
   problem.num_classes = first.size(1);
+  problem.num_pairs = problem.num_scales * (int64_t{1} << (problem.num_scales - 1)) - problem.num_scales;
   problem.squared = inputs.squared;
   problem.logit_type = logit_type(first.scalar_type());
   problem.label_type = label_type(inputs.target.scalar_type());

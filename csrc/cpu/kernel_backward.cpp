@@ -5,16 +5,23 @@
 namespace lomix::cpu {
 inline namespace CPU_CAPABILITY {
 
+// Rows of a tile that the maps of add, mul and awf are made of at a time: what they and their gradients touch then fits
+// the first-level cache.
+constexpr int64_t kPartRows = 2;
+
 template <typename T>
 struct BackwardState {
   Tile<T> tile;
   PerScale<RowGrads<T>> rows;
   SubsetGrads<T> grads;
   BackwardState(const Problem<T>& problem, Arena& arena) : tile(problem, arena), rows(problem, arena) {
-    const int64_t L = problem.num_scales, map = problem.num_classes * kTilePixels;
-    grads = {arena.take<T>(map),     arena.take<T>(map),
-             arena.take<T>(map),     arena.take<T>(map),
-             arena.take<T>(L * kTilePixels), arena.take<T>(L * map)};
+    const int64_t map = problem.num_classes * kTilePixels;
+    grads.add = arena.take<T>(map);
+    grads.mul = arena.take<T>(map);
+    grads.awf = arena.take<T>(map);
+    grads.cat = arena.take<T>(map);
+    grads.scores = arena.take<T>(problem.num_pairs * kTilePixels);
+    grads.scales = arena.take<T>(problem.num_scales * map);
   }
 };
 
@@ -25,47 +32,68 @@ int64_t backward_scratch(const Problem<T>& problem) {
   return arena.used();
 }
 
+// Gradients of the originals and of the maps of add, mul and awf, to their members and to the attention scores.
 template <int kC, typename T>
-void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* grad_stats) {
-  const Tile<T>& tile = state.tile;
+void backward_pixels(const Problem<T>& problem, const Tile<T>& tile, const SubsetGrads<T>& to, const T* grad_stats,
+                     PerScale<RowGrads<T>>& rows) {
   const int64_t C = problem.num_classes, map_size = C * kTilePixels;
-  const auto differentiate = [&](int map, const auto& source, T* to) {
-    softmax_gradient<kC>(tile, source, problem.squared, grad_stats + map * (1 + 2 * C), to);
-    return to;
+  const auto differentiate = [&](int map, const auto& source, T* grad) {
+    softmax_gradient<kC>(tile, source, problem.squared, grad_stats + map * (1 + 2 * C), grad);
+    return grad;
   };
   for (int l = 0; l < problem.num_scales; ++l) {
     if (!problem.scales[l].used) continue;
-    T* to = state.grads.scales + l * map_size;
+    T* grad = to.scales + l * map_size;
     load_own(tile, l);
     if (problem.original[l] >= 0 || problem.has_add) exponentiate_scale<kC>(tile, l);
     if (problem.original[l] >= 0) {
-      differentiate(problem.original[l], AddSource<T>(tile, &l, 1), to);
+      differentiate(problem.original[l], AddSource<T>(tile, &l, 1), grad);
     } else {
-      std::memset(to, 0, sizeof(T) * map_size);
+      for (int64_t c = 0; c < C; ++c) std::memset(grad + c * kTilePixels, 0, sizeof(T) * tile.pixels());
     }
   }
   for (int64_t i = 0; i < problem.num_subsets; ++i) {
     const Subset& subset = problem.subsets[i];
-    const int of_add = subset.of(Operator::kAdd), of_mul = subset.of(Operator::kMul);
-    const int of_cat = subset.of(Operator::kCat), of_awf = subset.of(Operator::kAwf);
-    SubsetGrads<T> grads{nullptr, nullptr, nullptr, nullptr, state.grads.score, state.grads.scales};
-    if (of_add >= 0) {
-      grads.add = differentiate(of_add, AddSource<T>(tile, subset.members, subset.size), state.grads.add);
-    }
-    if (of_mul >= 0) grads.mul = differentiate(of_mul, MulSource<T>(tile, subset), state.grads.mul);
-    if (of_cat >= 0) {
-      const CatSource<T, RowGrads<T>> source(tile, subset, problem.cat_bias, state.rows);
-      grads.cat = differentiate(of_cat, source, state.grads.cat);
-    }
-    if (of_awf >= 0) {
-      attend(tile, subset, problem.awf_bias, state.rows);
-      grads.awf = differentiate(of_awf, AwfSource<T>(tile, subset), state.grads.awf);
-    }
-    unmix_subset(tile, subset, grads);
-    unmix_projected(tile, subset, grads, state.rows);
+    const int add = subset.of(Operator::kAdd), mul = subset.of(Operator::kMul), awf = subset.of(Operator::kAwf);
+    SubsetGrads<T> grads = to;
+    grads.add = add < 0 ? nullptr : differentiate(add, AddSource<T>(tile, subset.members, subset.size), to.add);
+    grads.mul = mul < 0 ? nullptr : differentiate(mul, MulSource<T>(tile, subset), to.mul);
+    if (awf >= 0) attend(tile, subset, problem.awf_bias, rows);
+    grads.awf = awf < 0 ? nullptr : differentiate(awf, AwfSource<T>(tile, subset), to.awf);
+    if (add >= 0 || mul >= 0 || awf >= 0) unmix_subset(tile, subset, grads);
+  }
+}
+
+template <int kC, typename T>
+void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* grad_stats) {
+  const Tile<T>& tile = state.tile;
+  const SubsetGrads<T>& grads = state.grads;
+  const int64_t C = problem.num_classes;
+  // 1. what is made from pixels
+  for (int64_t r = 0; r < tile.rows; r += kPartRows) {
+    const Tile<T> part = tile.part(r, tile.rows - r < kPartRows ? tile.rows - r : kPartRows);
+    SubsetGrads<T> to = grads;
+    to.scores += part.scales - tile.scales;
+    to.scales += part.scales - tile.scales;
+    backward_pixels<kC>(problem, part, to, grad_stats, state.rows);
   }
   for (int64_t l = 0; l < problem.num_scales; ++l) {
-    if (problem.scales[l].used) state.rows[l].spread_raw(tile, state.grads.scales + l * map_size);
+    if (problem.scales[l].used) state.rows[l].spread_raw(tile, grads.scales + l * C * kTilePixels);
+  }
+  // 2. what is made from projections of native rows
+  for (int64_t i = 0; i < problem.num_subsets; ++i) {
+    const Subset& subset = problem.subsets[i];
+    const int cat = subset.of(Operator::kCat);
+    if (cat >= 0) {
+      const CatSource<T, RowGrads<T>> source(tile, subset, problem.cat_bias, state.rows);
+      softmax_gradient<kC>(tile, source, problem.squared, grad_stats + cat * (1 + 2 * C), grads.cat);
+    }
+    for (int j = 0; j < subset.size; ++j) {
+      const RowGrads<T>& to = state.rows[subset.members[j]];
+      if (cat >= 0) to.spread_projected(tile, grads.cat, subset.cat_row[j], C);
+      if (subset.awf_row[j] < 0) continue;
+      to.spread_projected(tile, grads.scores + (subset.first_pair + j) * kTilePixels, subset.awf_row[j], 1);
+    }
   }
 }
 

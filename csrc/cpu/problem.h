@@ -77,7 +77,7 @@ struct Unit {
 // One call. Gradient members are null in the forward pass.
 template <typename T>
 struct Problem {
-  int64_t num_scales, num_classes, num_maps, num_subsets;
+  int64_t num_scales, num_classes, num_maps, num_pairs, num_subsets;
   int64_t depth, height, width;  // full size
   int64_t block_width;           // output columns that are swept together, a multiple of kTileWidth
   bool squared;                  // Q_c sums s^2 rather than s

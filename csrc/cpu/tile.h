@@ -42,6 +42,21 @@ struct Tile {
     blends = arena.take<RowBlend<T>>(L * kTileRows);
   }
 
+  // The same for `count` of the rows, from `first` on. `attention` and what maps are made in stay where they are.
+  Tile part(int64_t first, int64_t count) const {
+    Tile part = *this;
+    const int64_t skip = first * columns * kWidth<T>;
+    part.rows = count;
+    part.scales += skip;
+    part.exponentials += skip;
+    part.margins += skip;
+    part.own += skip;
+    part.one_hot += skip;
+    part.exists += skip;
+    part.blends += first;
+    return part;
+  }
+
   int64_t pixels() const { return rows * columns * kWidth<T>; }
   T* scale(int64_t l) const { return scales + l * num_classes * kTilePixels; }  // [C, ..]
   T* exponential(int64_t l) const { return exponentials + l * num_classes * kTilePixels; }

@@ -10,8 +10,8 @@ inline namespace CPU_CAPABILITY {
 // dLoss/dmap of the maps of one subset, each [C, kTilePixels] or null, and what they give to its members.
 template <typename T>
 struct SubsetGrads {
-  T *add, *mul, *cat, *awf;
-  T* score;   // [members, kTilePixels], gradient of the attention scores
+  T *add, *mul, *awf, *cat;
+  T* scores;  // [K, kTilePixels], gradient of the attention scores
   T* scales;  // dP [L, C, kTilePixels]
 };
 
@@ -24,6 +24,7 @@ void unmix_members(const Tile<T>& tile, const Subset& subset, const SubsetGrads<
   constexpr int64_t kV = kWidth<T>;
   const int64_t C = tile.num_classes, pixels = tile.pixels();
   const T* const attention_at = tile.attention;
+  T* const scores = grads.scores + subset.first_pair * kTilePixels;
   const T* value[kSize];
   T* to[kSize];
   for (int j = 0; j < kSize; ++j) {
@@ -70,25 +71,13 @@ void unmix_members(const Tile<T>& tile, const Subset& subset, const SubsetGrads<
     if (grads.awf == nullptr) continue;
     Vec<T> mean(0);
     repeat<kSize>(0, [&](int j) LOMIX_INLINE { mean = at::vec::fmadd(attention[j], along[j], mean); });
-    repeat<kSize>(0, [&](int j) LOMIX_INLINE { (attention[j] * (along[j] - mean)).store(grads.score + j * kTilePixels + p); });
+    repeat<kSize>(0, [&](int j) LOMIX_INLINE { (attention[j] * (along[j] - mean)).store(scores + j * kTilePixels + p); });
   }
 }
 
 template <typename T>
 void unmix_subset(const Tile<T>& tile, const Subset& subset, const SubsetGrads<T>& grads) {
-  if (grads.add == nullptr && grads.mul == nullptr && grads.awf == nullptr) return;
   with_size(subset.size, [&]<int kSize>() { unmix_members<T, kSize>(tile, subset, grads); });
-}
-
-// cat and the attention scores: from rows of pixels to the projections of the native rows they were blended from.
-template <typename T>
-void unmix_projected(const Tile<T>& tile, const Subset& subset, const SubsetGrads<T>& grads,
-                     PerScale<RowGrads<T>>& rows) {
-  for (int j = 0; j < subset.size; ++j) {
-    const RowGrads<T>& to = rows[subset.members[j]];
-    if (grads.cat != nullptr) to.spread_projected(tile, grads.cat, subset.cat_row[j], tile.num_classes);
-    if (grads.awf != nullptr) to.spread_projected(tile, grads.score + j * kTilePixels, subset.awf_row[j], 1);
-  }
 }
 
 }  // namespace CPU_CAPABILITY
