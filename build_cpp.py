@@ -232,7 +232,8 @@ def compile_flags(toolchain: Toolchain, capability: str | None) -> list[str]:
     flags = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
     flags += ["-O0", "-g"] if os.environ.get("DEBUG") == "1" else ["-O3", "-DNDEBUG"]
     # Nobody here reads errno or floating-point exceptions; results keep IEEE meaning, so no -ffast-math.
-    flags += ["-fno-math-errno", "-fno-trapping-math"]
+    # A product that the source rounds is not fused with the addition after it: what is written twice must agree twice.
+    flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
     if _werror():
         flags.append("-Werror")
     if capability is not None:

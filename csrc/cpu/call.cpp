@@ -16,7 +16,7 @@ constexpr int64_t kMostUnits = 96;
 constexpr int64_t kPixelsPerUnit = 6144;
 constexpr double kLog2E = 1.44269504088896340736;
 // Of the enlarged rows that a pass keeps; the backward pass keeps their gradients as well.
-constexpr int64_t kBlockBytes = 256 * 1024;
+constexpr int64_t kBlockBytes = 512 * 1024;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

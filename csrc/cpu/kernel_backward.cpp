@@ -33,21 +33,20 @@ int64_t backward_scratch(const Problem<T>& problem) {
 }
 
 // Gradients of the originals and of the maps of add, mul and awf, to their members and to the attention scores.
-template <int kC, typename T>
+template <typename T>
 void backward_pixels(const Problem<T>& problem, const Tile<T>& tile, const SubsetGrads<T>& to, const T* grad_stats,
                      PerScale<RowGrads<T>>& rows) {
   const int64_t C = problem.num_classes, map_size = C * kTilePixels;
-  const auto differentiate = [&](int map, const auto& source, T* grad) {
-    softmax_gradient<kC>(tile, source, problem.squared, grad_stats + map * (1 + 2 * C), grad);
-    return grad;
+  const auto differentiate = [&](int map, const Tile<T>& made, T* grad) {
+    push_gradient(made, problem.squared, grad_stats + map * (1 + 2 * C), grad);
   };
   for (int l = 0; l < problem.num_scales; ++l) {
     if (!problem.scales[l].used) continue;
     T* grad = to.scales + l * map_size;
     load_own(tile, l);
-    if (problem.original[l] >= 0 || problem.has_add) exponentiate_scale<kC>(tile, l);
+    const Tile<T> made = problem.original[l] >= 0 || problem.has_add ? exponentiate_scale(tile, l) : tile;
     if (problem.original[l] >= 0) {
-      differentiate(problem.original[l], AddSource<T>(tile, &l, 1), grad);
+      differentiate(problem.original[l], made, grad);
     } else {
       for (int64_t c = 0; c < C; ++c) std::memset(grad + c * kTilePixels, 0, sizeof(T) * tile.pixels());
     }
@@ -56,15 +55,29 @@ void backward_pixels(const Problem<T>& problem, const Tile<T>& tile, const Subse
     const Subset& subset = problem.subsets[i];
     const int add = subset.of(Operator::kAdd), mul = subset.of(Operator::kMul), awf = subset.of(Operator::kAwf);
     SubsetGrads<T> grads = to;
-    grads.add = add < 0 ? nullptr : differentiate(add, AddSource<T>(tile, subset.members, subset.size), to.add);
-    grads.mul = mul < 0 ? nullptr : differentiate(mul, MulSource<T>(tile, subset), to.mul);
-    if (awf >= 0) attend(tile, subset, problem.awf_bias, rows);
-    grads.awf = awf < 0 ? nullptr : differentiate(awf, AwfSource<T>(tile, subset), to.awf);
+    if (add < 0) {
+      grads.add = nullptr;
+    } else {
+      make_add(tile, subset.members, subset.size);
+      differentiate(add, tile, to.add);
+    }
+    if (mul < 0) {
+      grads.mul = nullptr;
+    } else {
+      make_mul(tile, subset);
+      differentiate(mul, tile, to.mul);
+    }
+    if (awf < 0) {
+      grads.awf = nullptr;
+    } else {
+      make_awf(tile, subset, problem.awf_bias, rows);
+      differentiate(awf, tile, to.awf);
+    }
     if (add >= 0 || mul >= 0 || awf >= 0) unmix_subset(tile, subset, grads);
   }
 }
 
-template <int kC, typename T>
+template <typename T>
 void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* grad_stats) {
   const Tile<T>& tile = state.tile;
   const SubsetGrads<T>& grads = state.grads;
@@ -75,7 +88,7 @@ void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* 
     SubsetGrads<T> to = grads;
     to.scores += part.scales - tile.scales;
     to.scales += part.scales - tile.scales;
-    backward_pixels<kC>(problem, part, to, grad_stats, state.rows);
+    backward_pixels(problem, part, to, grad_stats, state.rows);
   }
   for (int64_t l = 0; l < problem.num_scales; ++l) {
     if (problem.scales[l].used) state.rows[l].spread_raw(tile, grads.scales + l * C * kTilePixels);
@@ -85,8 +98,8 @@ void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* 
     const Subset& subset = problem.subsets[i];
     const int cat = subset.of(Operator::kCat);
     if (cat >= 0) {
-      const CatSource<T, RowGrads<T>> source(tile, subset, problem.cat_bias, state.rows);
-      softmax_gradient<kC>(tile, source, problem.squared, grad_stats + cat * (1 + 2 * C), grads.cat);
+      make_cat(tile, subset, problem.cat_bias, state.rows);
+      push_gradient(tile, problem.squared, grad_stats + cat * (1 + 2 * C), grads.cat);
     }
     for (int j = 0; j < subset.size; ++j) {
       const RowGrads<T>& to = state.rows[subset.members[j]];
@@ -97,8 +110,8 @@ void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* 
   }
 }
 
-template <int kC, typename T>
-void backward_unit_of(const Problem<T>& problem, const Unit& unit, void* scratch, const ProjectionGrads& out) {
+template <typename T>
+void backward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, const ProjectionGrads& out) {
   const FlushSubnormals flush;
   Arena arena(scratch);
   BackwardState<T> state(problem, arena);
@@ -115,18 +128,12 @@ void backward_unit_of(const Problem<T>& problem, const Unit& unit, void* scratch
   const auto group = [&](int64_t y, int64_t y_end) {
     for (int64_t l = 0; l < L; ++l) state.rows[l].ensure(y, y_end);
   };
-  const auto work = [&] { backward_tile<kC>(problem, state, grad_stats); };
+  const auto work = [&] { backward_tile(problem, state, grad_stats); };
   const auto finish = [&] {
     for (int64_t l = 0; l < L; ++l) state.rows[l].finish();
   };
   sweep(problem, unit, state.tile, state.rows, start, group, work, finish);
   for (int64_t l = 0; l < L; ++l) state.rows[l].drain(out.scale[l]);
-}
-
-template <typename T>
-void backward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, const ProjectionGrads& out) {
-  with_class_count<T>(problem.num_classes,
-                      [&]<int kC>() { backward_unit_of<kC>(problem, unit, scratch, out); });
 }
 
 }  // namespace CPU_CAPABILITY

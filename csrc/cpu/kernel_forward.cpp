@@ -1,6 +1,6 @@
 // Forward pass of one unit: every map of the plan made, exponentiated and summed, tile by tile.
 #include "dispatch.h"
-#include "sources.h"
+#include "mix.h"
 #include "statistics.h"
 
 namespace lomix::cpu {
@@ -29,41 +29,37 @@ int64_t forward_scratch(const Problem<T>& problem) {
   return arena.used();
 }
 
-template <int kC, typename T>
+template <typename T>
 void forward_tile(const Problem<T>& problem, ForwardState<T>& state) {
   const Tile<T>& tile = state.tile;
-  const auto add = [&](int map, const auto& source) {
+  const auto add = [&](int map, const Tile<T>& made, bool small_sums) {
     const MapSums<T> sums{state.sums + map * MapSums<T>::size(problem.num_classes)};
-    add_statistics<kC>(tile, source, problem.squared, sums);
+    add_statistics(made, problem.squared, small_sums, sums);
   };
   for (int l = 0; l < problem.num_scales; ++l) {
     if (!problem.scales[l].used) continue;
     load_own(tile, l);
-    if (problem.original[l] >= 0 || problem.has_add) exponentiate_scale<kC>(tile, l);
-    if (problem.original[l] >= 0) add(problem.original[l], AddSource<T>(tile, &l, 1));
+    if (problem.original[l] < 0 && !problem.has_add) continue;
+    const Tile<T> made = exponentiate_scale(tile, l);
+    if (problem.original[l] >= 0) add(problem.original[l], made, false);
   }
   // One operator after the other: what the maps of one operator read fits the first-level cache better than all of it.
-  const auto for_maps = [&](Operator op, const auto& f) {
+  const auto for_maps = [&](Operator op, const auto& make) {
     for (int64_t i = 0; i < problem.num_subsets; ++i) {
       const int map = problem.subsets[i].of(op);
-      if (map >= 0) f(problem.subsets[i], map);
+      if (map < 0) continue;
+      make(problem.subsets[i]);
+      add(map, tile, op == Operator::kAdd);
     }
   };
-  for_maps(Operator::kAdd, [&](const Subset& subset, int map) {
-    add(map, AddSource<T>(tile, subset.members, subset.size));
-  });
-  for_maps(Operator::kMul, [&](const Subset& subset, int map) { add(map, MulSource<T>(tile, subset)); });
-  for_maps(Operator::kAwf, [&](const Subset& subset, int map) {
-    attend(tile, subset, problem.awf_bias, state.rows);
-    add(map, AwfSource<T>(tile, subset));
-  });
-  for_maps(Operator::kCat, [&](const Subset& subset, int map) {
-    add(map, CatSource<T, ScaleRows<T>>(tile, subset, problem.cat_bias, state.rows));
-  });
+  for_maps(Operator::kAdd, [&](const Subset& subset) { make_add(tile, subset.members, subset.size); });
+  for_maps(Operator::kMul, [&](const Subset& subset) { make_mul(tile, subset); });
+  for_maps(Operator::kAwf, [&](const Subset& subset) { make_awf(tile, subset, problem.awf_bias, state.rows); });
+  for_maps(Operator::kCat, [&](const Subset& subset) { make_cat(tile, subset, problem.cat_bias, state.rows); });
 }
 
-template <int kC, typename T>
-void forward_unit_of(const Problem<T>& problem, const Unit& unit, void* scratch, const StatsOut& out) {
+template <typename T>
+void forward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, const StatsOut& out) {
   const FlushSubnormals flush;
   Arena arena(scratch);
   ForwardState<T> state(problem, arena);
@@ -97,19 +93,13 @@ void forward_unit_of(const Problem<T>& problem, const Unit& unit, void* scratch,
       }
       count.store(state.labels + c * kWidth<T>);
     }
-    forward_tile<kC>(problem, state);
+    forward_tile(problem, state);
     additions += tile.rows * tile.columns;
     if (additions >= kMostAdditions) drain();
   };
   each_map([&](const MapSums<T>& sums, int64_t) { sums.clear(C); });
   sweep(problem, unit, state.tile, state.rows, start, group, work, [] {});
   drain();
-}
-
-template <typename T>
-void forward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, const StatsOut& out) {
-  with_class_count<T>(problem.num_classes,
-                      [&]<int kC>() { forward_unit_of<kC>(problem, unit, scratch, out); });
 }
 
 }  // namespace CPU_CAPABILITY

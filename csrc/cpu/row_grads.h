@@ -100,22 +100,24 @@ class RowGrads : public ScaleRows<T> {
   }
 
   static void spread(const Tile<T>& tile, const RowSpread<T>& from, const T* grad, int64_t rows, T* to) {
-    switch (from.count) {
-      case 1: return spread_rows<1>(tile, from, grad, rows, to);
-      case 2: return spread_rows<2>(tile, from, grad, rows, to);
-      case 3: return spread_rows<3>(tile, from, grad, rows, to);
-      default: return spread_rows<4>(tile, from, grad, rows, to);
+    int done = 0;
+    for (; done + 4 <= from.count; done += 4) spread_rows<4>(tile, from, done, grad, rows, to);
+    switch (from.count - done) {
+      case 1: return spread_rows<1>(tile, from, done, grad, rows, to);
+      case 2: return spread_rows<2>(tile, from, done, grad, rows, to);
+      case 3: return spread_rows<3>(tile, from, done, grad, rows, to);
+      default: return;
     }
   }
 
   template <int kCount>
-  static void spread_rows(const Tile<T>& tile, const RowSpread<T>& from, const T* grad, int64_t rows, T* to) {
+  static void spread_rows(const Tile<T>& tile, const RowSpread<T>& from, int skip, const T* grad, int64_t rows, T* to) {
     
     constexpr int64_t kV = kWidth<T>;
     const int64_t pitch = tile.columns * kV;
     Vec<T> weight[kCount];
-    for (int i = 0; i < kCount; ++i) weight[i] = Vec<T>(from.weight[i]);
-    const T* first = grad + from.first * pitch;
+    for (int i = 0; i < kCount; ++i) weight[i] = Vec<T>(from.weight[skip + i]);
+    const T* first = grad + (from.first + skip) * pitch;
     for (int64_t k = 0; k < rows; ++k) {
       for (int64_t v = 0; v < pitch; v += kV) {
         T* at = to + k * kTileWidth + v;

@@ -1,7 +1,7 @@
 // The sums of one map that the forward pass is after.
 #pragma once
 
-#include "softmax.h"
+#include "tile.h"
 
 namespace lomix::cpu {
 inline namespace CPU_CAPABILITY {
@@ -69,30 +69,43 @@ void add_dice(const Tile<T>& tile, T* groups) {
   constexpr int kMost = sizeof(Vec<T>) == 64 ? 8 : 4;  // as many as registers hold the sums of
   const int C = tile.num_classes;
   int c = 0;
-  for (; c + kMost <= C; c += kMost) add_dice_of<kMost, kSquared>(tile, c, groups);
-  if (kMost > 4 && c + 4 <= C) {
-    add_dice_of<4, kSquared>(tile, c, groups);
-    c += 4;
+  while (c < C) {
+    // What is left in two parts of about the same size rather than a large and a tiny one.
+    const int left = C - c;
+    const int count = left <= kMost ? left : left < 2 * kMost ? left / 2 & -kGroup<T> : kMost;
+    switch (count) {
+      case 1: add_dice_of<1, kSquared>(tile, c, groups); break;
+      case 2: add_dice_of<2, kSquared>(tile, c, groups); break;
+      case 3: add_dice_of<3, kSquared>(tile, c, groups); break;
+      case 4: add_dice_of<4, kSquared>(tile, c, groups); break;
+      default:
+        if constexpr (kMost > 4) {
+          switch (count) {
+            case 5: add_dice_of<5, kSquared>(tile, c, groups); break;
+            case 6: add_dice_of<6, kSquared>(tile, c, groups); break;
+            case 7: add_dice_of<7, kSquared>(tile, c, groups); break;
+            default: add_dice_of<8, kSquared>(tile, c, groups); break;
+          }
+        }
+    }
+    c += count;
   }
-  if (c + 2 <= C) {
-    add_dice_of<2, kSquared>(tile, c, groups);
-    c += 2;
-  }
-  if (c < C) add_dice_of<1, kSquared>(tile, c, groups);
 }
 
-// Add the statistics of one map over the tile.
-template <int kC, typename Source, typename T>
-void add_statistics(const Tile<T>& tile, Source source, bool squared, const MapSums<T>& out) {
+// Add the statistics of the map whose exponentials are in the tile. `small_sums`: they may be less than 1.
+template <typename T>
+void add_statistics(const Tile<T>& tile, bool squared, bool small_sums, const MapSums<T>& out) {
   constexpr int64_t kV = kWidth<T>;
+  const int64_t pixels = tile.pixels();
+  const T *margin_at = tile.margin, *sum_at = tile.sum, *exists_at = tile.exists;
   Vec<T> margin = Vec<T>::loadu(out.at), logs = Vec<T>::loadu(out.at + kV), product = Vec<T>::loadu(out.at + 2 * kV);
-  int factors = 0;
-  exponentiate_map<kC>(tile, source, [&](const Vec<T>& exists, const PixelSums<T>& sums) LOMIX_INLINE {
-    margin = at::vec::fmadd(exists, sums.margin, margin);
-    product = product * at::vec::fmadd(exists, sums.sum, Vec<T>(1) - exists);
+  for (int64_t p = 0; p < pixels; p += kV) {
+    const Vec<T> exists = Vec<T>::loadu(exists_at + p);
+    margin = at::vec::fmadd(exists, Vec<T>::loadu(margin_at + p), margin);
+    product = product * at::vec::fmadd(exists, Vec<T>::loadu(sum_at + p), Vec<T>(1) - exists);
     // Sums from 1 to C may be multiplied eight times before they could overflow.
-    if (Source::kSmallSums || ++factors % 8 == 0) split_exponent(product, logs);
-  });
+    if (small_sums || p % (8 * kV) == 7 * kV) split_exponent(product, logs);
+  }
   split_exponent(product, logs);
   margin.store(out.at);
   logs.store(out.at + kV);

@@ -23,9 +23,12 @@ struct Tile {
   T* own;           // [L, ..], P of the label's class
   T* one_hot;       // [C, ..]
   T* exists;        // [..], 1 or 0
-  T* map;           // [C, ..], exponentials of one map
-  T* inverse;       // [..], 1 / their sum, 0 in lanes past the width
-  T* attention;     // [L, ..], awf weights of one subset
+  T* map;           // [C, ..], the logits of one map in units of log2, then their exponentials
+  T* top;           // [..], the largest of those logits
+  T* margin;        // [..], that minus the one of the label's class
+  T* sum;           // [..], of the exponentials
+  T* inverse;       // [..], 1 / sum, 0 in lanes past the width
+  T* attention;     // [2 L, ..], awf weights of one subset, then the same times log2(e)
   RowBlend<T>* blends;  // [L, kTileRows]
 
   Tile(const Problem<T>& problem, Arena& arena) : num_classes(static_cast<int>(problem.num_classes)) {
@@ -37,8 +40,11 @@ struct Tile {
     one_hot = arena.take_zeros<T>(C * N);
     exists = arena.take<T>(N);
     map = arena.take<T>(C * N);
+    top = arena.take<T>(N);
+    margin = arena.take<T>(N);
+    sum = arena.take<T>(N);
     inverse = arena.take<T>(N);
-    attention = arena.take<T>(L * N);
+    attention = arena.take<T>(2 * L * N);
     blends = arena.take<RowBlend<T>>(L * kTileRows);
   }
 

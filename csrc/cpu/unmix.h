@@ -1,8 +1,8 @@
 // Adjoints of the mixes: gradients of the maps of one subset, added to those of its members.
 #pragma once
 
+#include "mix.h"
 #include "row_grads.h"
-#include "sources.h"
 
 namespace lomix::cpu {
 inline namespace CPU_CAPABILITY {
