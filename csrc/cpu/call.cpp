@@ -251,7 +251,10 @@ void Call<T>::make_units() {
   const int64_t all = std::clamp<int64_t>(batch * pixels / kPixelsPerUnit, 1, kMostUnits);
   const int64_t wanted = ceil_div(all, std::max<int64_t>(batch, 1));
   const int64_t along_z = std::min(problem.depth, wanted);
-  const int64_t along_y = std::min(problem.height, ceil_div(wanted, along_z));
+  // Whole tiles, but for the last of them.
+  const int64_t groups = ceil_div(problem.height, kTileRows);
+  const int64_t along_y = std::min(groups, ceil_div(wanted, along_z));
+  const auto border = [&](int64_t j) { return std::min(problem.height, groups * j / along_y * kTileRows); };
   units_per_sample = along_z * along_y;
   units.reserve(static_cast<size_t>(batch * units_per_sample));
   for (int64_t b = 0; b < batch; ++b) {
@@ -261,8 +264,8 @@ void Call<T>::make_units() {
         unit.batch = b;
         unit.z_begin = problem.depth * i / along_z;
         unit.z_end = problem.depth * (i + 1) / along_z;
-        unit.y_begin = problem.height * j / along_y;
-        unit.y_end = problem.height * (j + 1) / along_y;
+        unit.y_begin = border(j);
+        unit.y_end = border(j + 1);
         for (int64_t l = 0; l < problem.num_scales; ++l) {
           const Scale<T>& scale = problem.scales[l];
           if (!scale.used || scale.identity) continue;

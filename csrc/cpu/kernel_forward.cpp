@@ -9,6 +9,8 @@ inline namespace CPU_CAPABILITY {
 // Additions of floats into one lane before they are carried over to doubles.
 constexpr int64_t kMostAdditions = 1024;
 
+constexpr int64_t kPartRows = 4;
+
 template <typename T>
 struct ForwardState {
   Tile<T> tile;
@@ -30,8 +32,7 @@ int64_t forward_scratch(const Problem<T>& problem) {
 }
 
 template <typename T>
-void forward_tile(const Problem<T>& problem, ForwardState<T>& state) {
-  const Tile<T>& tile = state.tile;
+void forward_part(const Problem<T>& problem, ForwardState<T>& state, const Tile<T>& tile) {
   const auto add = [&](int map, const Tile<T>& made, bool small_sums) {
     const MapSums<T> sums{state.sums + map * MapSums<T>::size(problem.num_classes)};
     add_statistics(made, problem.squared, small_sums, sums);
@@ -55,7 +56,17 @@ void forward_tile(const Problem<T>& problem, ForwardState<T>& state) {
   for_maps(Operator::kAdd, [&](const Subset& subset) { make_add(tile, subset.members, subset.size); });
   for_maps(Operator::kMul, [&](const Subset& subset) { make_mul(tile, subset); });
   for_maps(Operator::kAwf, [&](const Subset& subset) { make_awf(tile, subset, problem.awf_bias, state.rows); });
-  for_maps(Operator::kCat, [&](const Subset& subset) { make_cat(tile, subset, problem.cat_bias, state.rows); });
+}
+
+template <typename T>
+void forward_cat(const Problem<T>& problem, ForwardState<T>& state, const Tile<T>& tile) {
+  for (int64_t i = 0; i < problem.num_subsets; ++i) {
+    const int map = problem.subsets[i].of(Operator::kCat);
+    if (map < 0) continue;
+    make_cat(tile, problem.subsets[i], problem.cat_bias, state.rows);
+    const MapSums<T> sums{state.sums + map * MapSums<T>::size(problem.num_classes)};
+    add_statistics(tile, problem.squared, false, sums);
+  }
 }
 
 template <typename T>
@@ -93,7 +104,10 @@ void forward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, co
       }
       count.store(state.labels + c * kWidth<T>);
     }
-    forward_tile(problem, state);
+    for (int64_t r = 0; r < tile.rows; r += kPartRows) {
+      forward_part(problem, state, tile.part(r, tile.rows - r < kPartRows ? tile.rows - r : kPartRows));
+    }
+    forward_cat(problem, state, tile);
     additions += tile.rows * tile.columns;
     if (additions >= kMostAdditions) drain();
   };

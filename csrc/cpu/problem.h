@@ -16,9 +16,9 @@ enum class LabelType : int { kUInt8, kInt8, kInt16, kInt32, kInt64 };
 constexpr int64_t kAxisPadding = 64;
 
 // A tile is up to kTileRows output rows of kTileWidth pixels; small, so that what a map reads lies in L1.
-constexpr int64_t kTileRows = 4;
+constexpr int64_t kTileRows = 8;
 constexpr int64_t kTileWidth = 32;
-constexpr int64_t kTilePixels = kTileRows * kTileWidth;
+constexpr int64_t kTilePixels = kTileRows * kTileWidth + 16;
 
 // Linear interpolation along one axis: out[i] = (1 - frac[i]) * in[lo[i]] + frac[i] * in[hi[i]].
 // Index has the width of T because SIMD gathers want it so.

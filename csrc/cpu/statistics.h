@@ -64,30 +64,22 @@ void add_dice_of(const Tile<T>& tile, int c, T* groups) {
   }
 }
 
+// Call f.template operator()<count>() with a count from 1 to kMost as a constant.
+template <int kMost, typename F>
+inline void with_count(int count, const F& f) {
+  if (count == kMost) return f.template operator()<kMost>();
+  if constexpr (kMost > 1) with_count<kMost - 1>(count, f);
+}
+
 template <bool kSquared, typename T>
 void add_dice(const Tile<T>& tile, T* groups) {
-  constexpr int kMost = sizeof(Vec<T>) == 64 ? 8 : 4;  // as many as registers hold the sums of
+  constexpr int kMost = sizeof(Vec<T>) == 64 ? 12 : 6;  // as many as registers hold the sums of
   const int C = tile.num_classes;
-  int c = 0;
-  while (c < C) {
+  for (int c = 0; c < C;) {
     // What is left in two parts of about the same size rather than a large and a tiny one.
     const int left = C - c;
     const int count = left <= kMost ? left : left < 2 * kMost ? left / 2 & -kGroup<T> : kMost;
-    switch (count) {
-      case 1: add_dice_of<1, kSquared>(tile, c, groups); break;
-      case 2: add_dice_of<2, kSquared>(tile, c, groups); break;
-      case 3: add_dice_of<3, kSquared>(tile, c, groups); break;
-      case 4: add_dice_of<4, kSquared>(tile, c, groups); break;
-      default:
-        if constexpr (kMost > 4) {
-          switch (count) {
-            case 5: add_dice_of<5, kSquared>(tile, c, groups); break;
-            case 6: add_dice_of<6, kSquared>(tile, c, groups); break;
-            case 7: add_dice_of<7, kSquared>(tile, c, groups); break;
-            default: add_dice_of<8, kSquared>(tile, c, groups); break;
-          }
-        }
-    }
+    with_count<kMost>(count, [&]<int kCount>() { add_dice_of<kCount, kSquared>(tile, c, groups); });
     c += count;
   }
 }
