@@ -238,6 +238,9 @@ def compile_flags(toolchain: Toolchain, capability: str | None) -> list[str]:
         flags.append("-Werror")
     if capability is not None:
         flags += [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}", *CAPABILITIES[capability]]
+        if not toolchain.is_clang:
+            # With it, gcc 12 keeps larger arrays of vectors in memory that fit registers (see docs/performance.md).
+            flags.append("-fno-early-inlining")
         if capability == "AVX512" and not toolchain.is_clang:
             # gcc 12 says these of its own <avx512fintrin.h>; the other capabilities still check the same code for them.
             flags += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]

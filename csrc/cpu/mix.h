@@ -112,7 +112,7 @@ void make_add(const Tile<T>& tile, const int* members) {
         sum[n] = sum[n] + product;
       });
     }
-    for (int n = 0; n < N; ++n) {
+    repeat<N>(0, [&](int n) LOMIX_INLINE {
       const int64_t at = p + n * kV;
       Vec<T> margin = Vec<T>::loadu(margins[0] + at);
       repeat<kSize - 1>(0, [&](int j) LOMIX_INLINE { margin = margin + Vec<T>::loadu(margins[j + 1] + at); });
@@ -120,7 +120,7 @@ void make_add(const Tile<T>& tile, const int* members) {
       margin.store(margin_at + at);
       if (__builtin_expect(any_below(sum[n], kLeastSum<T>), 0)) add_logits(tile, members, kSize, at);
       (Vec<T>::loadu(exists + at) / Vec<T>::loadu(sum_at + at)).store(inverse_at + at);
-    }
+    });
   });
 }
 

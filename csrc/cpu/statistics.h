@@ -41,8 +41,12 @@ void add_dice_of(const Tile<T>& tile, int c, T* groups) {
   constexpr int64_t kV = kWidth<T>;
   const int64_t pixels = tile.pixels();
   const T *map = tile.map + c * kTilePixels, *one_hot = tile.one_hot + c * kTilePixels, *inverse_at = tile.inverse;
-  Vec<T> i[kCount], q[kCount];
-  repeat<kCount>(0, [&](int k) LOMIX_INLINE { i[k] = q[k] = Vec<T>(0); });
+  constexpr int kGroups = (kCount + kGroup<T> - 1) / kGroup<T>;
+  Vec<T> i[kGroups * kGroup<T>], q[kGroups * kGroup<T>];
+  repeat<kGroups * kGroup<T>>(0, [&](int k) LOMIX_INLINE {
+    i[k] = Vec<T>(0);
+    q[k] = Vec<T>(0);
+  });
   for (int64_t p = 0; p < pixels; p += kV) {
     const Vec<T> inverse = Vec<T>::loadu(inverse_at + p);
     repeat<kCount>(0, [&](int k) LOMIX_INLINE {
@@ -52,16 +56,17 @@ void add_dice_of(const Tile<T>& tile, int c, T* groups) {
     });
   }
   T* to = groups + c / kGroup<T> * kV;
-  for (int k = 0; k < kCount; k += kGroup<T>, to += kV) {
+  repeat<kGroups>(0, [&](int g) LOMIX_INLINE {
+    const int k = g * kGroup<T>;
     Vec<T> sums;
     if constexpr (kGroup<T> == 1) {
       sums = interleave_sums(i[k], q[k]);
     } else {
-      const bool both = k + 1 < kCount;
-      sums = interleave_sums(i[k], both ? i[k + 1] : Vec<T>(0), q[k], both ? q[k + 1] : Vec<T>(0));
+      const Vec<T> i0 = i[k], i1 = i[k + 1], q0 = q[k], q1 = q[k + 1];
+      sums = interleave_sums(i0, i1, q0, q1);
     }
-    (Vec<T>::loadu(to) + sums).store(to);
-  }
+    (Vec<T>::loadu(to + g * kV) + sums).store(to + g * kV);
+  });
 }
 
 // Call f.template operator()<count>() with a count from 1 to kMost as a constant.
