@@ -43,8 +43,8 @@ void backward_pixels(const Problem<T>& problem, const Tile<T>& tile, const Subse
   for (int l = 0; l < problem.num_scales; ++l) {
     if (!problem.scales[l].used) continue;
     T* grad = to.scales + l * map_size;
-    load_own(tile, l);
-    const Tile<T> made = problem.original[l] >= 0 || problem.has_add ? exponentiate_scale(tile, l) : tile;
+    load_scale(tile, rows[l], l);
+    const Tile<T> made = problem.original[l] >= 0 || problem.has_add ? exponentiate_scale<Pass::kBackward>(tile, l) : tile;
     if (problem.original[l] >= 0) {
       differentiate(problem.original[l], made, grad);
     } else {
@@ -58,19 +58,19 @@ void backward_pixels(const Problem<T>& problem, const Tile<T>& tile, const Subse
     if (add < 0) {
       grads.add = nullptr;
     } else {
-      make_add(tile, subset.members, subset.size);
+      make_add<Pass::kBackward>(tile, subset.members, subset.size);
       differentiate(add, tile, to.add);
     }
     if (mul < 0) {
       grads.mul = nullptr;
     } else {
-      make_mul(tile, subset);
+      make_mul<Pass::kBackward>(tile, subset);
       differentiate(mul, tile, to.mul);
     }
     if (awf < 0) {
       grads.awf = nullptr;
     } else {
-      make_awf(tile, subset, problem.awf_bias, rows);
+      make_awf<Pass::kBackward>(tile, subset, problem.awf_bias, rows);
       differentiate(awf, tile, to.awf);
     }
     if (add >= 0 || mul >= 0 || awf >= 0) unmix_subset(tile, subset, grads);
@@ -86,8 +86,8 @@ void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* 
   for (int64_t r = 0; r < tile.rows; r += kPartRows) {
     const Tile<T> part = tile.part(r, tile.rows - r < kPartRows ? tile.rows - r : kPartRows);
     SubsetGrads<T> to = grads;
-    to.scores += part.scales - tile.scales;
-    to.scales += part.scales - tile.scales;
+    to.scores += tile.offset(r);
+    to.scales += tile.offset(r);
     backward_pixels(problem, part, to, grad_stats, state.rows);
   }
   for (int64_t l = 0; l < problem.num_scales; ++l) {
@@ -98,7 +98,7 @@ void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* 
     const Subset& subset = problem.subsets[i];
     const int cat = subset.of(Operator::kCat);
     if (cat >= 0) {
-      make_cat(tile, subset, problem.cat_bias, state.rows);
+      make_cat<Pass::kBackward>(tile, subset, problem.cat_bias, state.rows);
       push_gradient(tile, problem.squared, grad_stats + cat * (1 + 2 * C), grads.cat);
     }
     for (int j = 0; j < subset.size; ++j) {

@@ -39,9 +39,10 @@ void forward_part(const Problem<T>& problem, ForwardState<T>& state, const Tile<
   };
   for (int l = 0; l < problem.num_scales; ++l) {
     if (!problem.scales[l].used) continue;
+    load_scale(tile, state.rows[l], l);
     load_own(tile, l);
     if (problem.original[l] < 0 && !problem.has_add) continue;
-    const Tile<T> made = exponentiate_scale(tile, l);
+    const Tile<T> made = exponentiate_scale<Pass::kForward>(tile, l);
     if (problem.original[l] >= 0) add(problem.original[l], made, false);
   }
   // One operator after the other: what the maps of one operator read fits the first-level cache better than all of it.
@@ -53,9 +54,9 @@ void forward_part(const Problem<T>& problem, ForwardState<T>& state, const Tile<
       add(map, tile, op == Operator::kAdd);
     }
   };
-  for_maps(Operator::kAdd, [&](const Subset& subset) { make_add(tile, subset.members, subset.size); });
-  for_maps(Operator::kMul, [&](const Subset& subset) { make_mul(tile, subset); });
-  for_maps(Operator::kAwf, [&](const Subset& subset) { make_awf(tile, subset, problem.awf_bias, state.rows); });
+  for_maps(Operator::kAdd, [&](const Subset& subset) { make_add<Pass::kForward>(tile, subset.members, subset.size); });
+  for_maps(Operator::kMul, [&](const Subset& subset) { make_mul<Pass::kForward>(tile, subset); });
+  for_maps(Operator::kAwf, [&](const Subset& subset) { make_awf<Pass::kForward>(tile, subset, problem.awf_bias, state.rows); });
 }
 
 template <typename T>
@@ -63,7 +64,7 @@ void forward_cat(const Problem<T>& problem, ForwardState<T>& state, const Tile<T
   for (int64_t i = 0; i < problem.num_subsets; ++i) {
     const int map = problem.subsets[i].of(Operator::kCat);
     if (map < 0) continue;
-    make_cat(tile, problem.subsets[i], problem.cat_bias, state.rows);
+    make_cat<Pass::kForward>(tile, problem.subsets[i], problem.cat_bias, state.rows);
     const MapSums<T> sums{state.sums + map * MapSums<T>::size(problem.num_classes)};
     add_statistics(tile, problem.squared, false, sums);
   }

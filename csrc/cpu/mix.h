@@ -18,9 +18,12 @@ inline void with_size(int size, const F& f) {
   }
 }
 
+// Both passes make the same maps; only the forward pass needs their margins.
+enum class Pass { kForward, kBackward };
+
 // tile.map = value(p, at) for every pixel p and class, `at` being their place in an array [C, ..]; tile.top the largest of
 // each pixel's, tile.margin that minus own(p). All in units of log2.
-template <typename T, typename Value, typename Own>
+template <Pass kPass, typename T, typename Value, typename Own>
 inline LOMIX_INLINE void make_logits(const Tile<T>& tile, const Value& value, const Own& own) {
   constexpr int64_t kV = kWidth<T>;
   const int64_t end = tile.num_classes * kTilePixels;
@@ -40,21 +43,21 @@ inline LOMIX_INLINE void make_logits(const Tile<T>& tile, const Value& value, co
     }
     repeat<N>(0, [&](int n) LOMIX_INLINE {
       top[n].store(top_at + p + n * kV);
-      (top[n] - own(p + n * kV)).store(margin + p + n * kV);
+      if constexpr (kPass == Pass::kForward) (top[n] - own(p + n * kV)).store(margin + p + n * kV);
     });
   });
 }
 
 // Exponentials of one scale and their margin: what all sums of scales are made of. Returns the tile with the scale's own
 // map in it.
-template <typename T>
+template <Pass kPass, typename T>
 Tile<T> exponentiate_scale(const Tile<T>& tile, int64_t l) {
   const Vec<T> unit(kLog2E<T>);
   const T *from = tile.scale(l), *own = tile.own + l * kTilePixels;
   Tile<T> here = tile;
   here.map = tile.exponential(l);
   here.margin = tile.margins + l * kTilePixels;
-  make_logits(
+  make_logits<kPass>(
       here, [&](int64_t, int64_t at) LOMIX_INLINE { return unit * Vec<T>::loadu(from + at); },
       [&](int64_t p) LOMIX_INLINE { return unit * Vec<T>::loadu(own + p); });
   exponentiate(here);
@@ -90,7 +93,7 @@ __attribute__((noinline)) void add_logits(const Tile<T>& tile, const int* member
 }
 
 // The sum of scales. exp of a sum is the product of the exponentials, so none is computed here.
-template <int kSize, typename T>
+template <Pass kPass, int kSize, typename T>
 void make_add(const Tile<T>& tile, const int* members) {
   constexpr int64_t kV = kWidth<T>;
   const int64_t end = tile.num_classes * kTilePixels;
@@ -114,22 +117,24 @@ void make_add(const Tile<T>& tile, const int* members) {
     }
     repeat<N>(0, [&](int n) LOMIX_INLINE {
       const int64_t at = p + n * kV;
-      Vec<T> margin = Vec<T>::loadu(margins[0] + at);
-      repeat<kSize - 1>(0, [&](int j) LOMIX_INLINE { margin = margin + Vec<T>::loadu(margins[j + 1] + at); });
       sum[n].store(sum_at + at);
-      margin.store(margin_at + at);
+      if constexpr (kPass == Pass::kForward) {
+        Vec<T> margin = Vec<T>::loadu(margins[0] + at);
+        repeat<kSize - 1>(0, [&](int j) LOMIX_INLINE { margin = margin + Vec<T>::loadu(margins[j + 1] + at); });
+        margin.store(margin_at + at);
+      }
       if (__builtin_expect(any_below(sum[n], kLeastSum<T>), 0)) add_logits(tile, members, kSize, at);
       (Vec<T>::loadu(exists + at) / Vec<T>::loadu(sum_at + at)).store(inverse_at + at);
     });
   });
 }
 
-template <typename T>
+template <Pass kPass, typename T>
 void make_add(const Tile<T>& tile, const int* members, int size) {
-  with_size(size, [&]<int kSize>() { make_add<kSize>(tile, members); });
+  with_size(size, [&]<int kSize>() { make_add<kPass, kSize>(tile, members); });
 }
 
-template <typename T>
+template <Pass kPass, typename T>
 void make_mul(const Tile<T>& tile, const Subset& subset) {
   with_size(subset.size, [&]<int kSize>() {
     const Vec<T> unit(kLog2E<T>);
@@ -143,7 +148,7 @@ void make_mul(const Tile<T>& tile, const Subset& subset) {
       repeat<kSize - 1>(0, [&](int j) LOMIX_INLINE { x = x * Vec<T>::loadu(of[j + 1] + at); });
       return x;
     };
-    make_logits(
+    make_logits<kPass>(
         tile, [&](int64_t, int64_t at) LOMIX_INLINE { return product(value, at); },
         [&](int64_t p) LOMIX_INLINE { return product(own, p); });
   });
@@ -175,7 +180,7 @@ struct BlendedRows {
 };
 
 // One output row of cat, N vectors wide.
-template <int kSize, int N, typename T>
+template <Pass kPass, int kSize, int N, typename T>
 inline LOMIX_INLINE void make_cat_row(const Tile<T>& tile, const BlendedRows<kSize, T>& rows, const T* bias,
                                       int64_t v, int64_t p) {
   constexpr int64_t kV = kWidth<T>;
@@ -197,17 +202,19 @@ inline LOMIX_INLINE void make_cat_row(const Tile<T>& tile, const BlendedRows<kSi
     repeat<N>(0, [&](int n) LOMIX_INLINE {
       x[n].store(map + at + n * kV);
       top[n] = larger(x[n], top[n]);
-      own[n] = at::vec::fmadd(x[n], Vec<T>::loadu(one_hot + at + n * kV), own[n]);
+      if constexpr (kPass == Pass::kForward) {
+        own[n] = at::vec::fmadd(x[n], Vec<T>::loadu(one_hot + at + n * kV), own[n]);
+      }
     });
   }
   repeat<N>(0, [&](int n) LOMIX_INLINE {
     top[n].store(tile.top + p + n * kV);
-    (top[n] - own[n]).store(tile.margin + p + n * kV);
+    if constexpr (kPass == Pass::kForward) (top[n] - own[n]).store(tile.margin + p + n * kV);
   });
 }
 
 // cat: b plus the members' projections, which were made at native resolution and in units of log2, as the biases are.
-template <typename T, typename Rows>
+template <Pass kPass, typename T, typename Rows>
 void make_cat(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale<Rows>& rows) {
   constexpr int64_t kV = kWidth<T>;
   const T* b = bias + static_cast<int64_t>(subset.index) * tile.num_classes;
@@ -216,15 +223,15 @@ void make_cat(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale
       const BlendedRows<kSize, T> blended(tile, subset, subset.cat_row, rows, r);
       const int64_t p = r * tile.columns * kV;
       int64_t v = 0;
-      for (; v + 2 <= tile.columns; v += 2) make_cat_row<kSize, 2>(tile, blended, b, v * kV, p + v * kV);
-      if (v < tile.columns) make_cat_row<kSize, 1>(tile, blended, b, v * kV, p + v * kV);
+      for (; v + 2 <= tile.columns; v += 2) make_cat_row<kPass, kSize, 2>(tile, blended, b, v * kV, p + v * kV);
+      if (v < tile.columns) make_cat_row<kPass, kSize, 1>(tile, blended, b, v * kV, p + v * kV);
     }
   });
   exponentiate(tile);
 }
 
 // tile.attention = softmax over the members of their scores u . P + v, projected like cat; then the members so weighted.
-template <typename T, typename Rows>
+template <Pass kPass, typename T, typename Rows>
 void make_awf(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale<Rows>& rows) {
   constexpr int64_t kV = kWidth<T>;
   with_size(subset.size, [&]<int kSize>() {
@@ -266,7 +273,7 @@ void make_awf(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale
       });
       return x;
     };
-    make_logits(
+    make_logits<kPass>(
         tile, [&](int64_t p, int64_t at) LOMIX_INLINE { return weighted(value, p, at); },
         [&](int64_t p) LOMIX_INLINE { return weighted(own, p, p); });
   });

@@ -11,6 +11,7 @@ inline namespace CPU_CAPABILITY {
 template <typename T>
 struct RowSpread {
   int64_t slot;
+  bool fresh;  // nothing has been given to it yet
   int first, count;
   T weight[kTileRows];
 };
@@ -24,8 +25,9 @@ class RowGrads : public ScaleRows<T> {
     if (!scale.used) return;
     constexpr int64_t kV = kWidth<T>;
     const int64_t most_tiles = problem.block_width / kTileWidth;
-    raw_grad_ = arena.take<T>(scale.slots * most_tiles * C_ * kTileWidth);
-    projected_grad_ = arena.take<T>(scale.slots * most_tiles * scale.rows_padded * kTileWidth);
+    raw_grad_ = arena.take_zeros<T>(scale.slots * most_tiles * C_ * kTileWidth);
+    projected_grad_ = arena.take_zeros<T>(scale.slots * most_tiles * scale.rows_padded * kTileWidth);
+    entered_ = arena.take<int64_t>(scale.slots);
     pitch_ = (C_ + kV - 1) / kV * kV;
     native_ = scale.identity ? nullptr : arena.take<T>(scale.size[2] * pitch_);
     const int64_t columns = OuterSums<T>::padded(C_ + 1);
@@ -44,18 +46,17 @@ class RowGrads : public ScaleRows<T> {
 
   // Make room for the gradients of all rows that output rows [y, y_end) blend.
   void ensure(int64_t y, int64_t y_end) {
-    const auto clear = [&](int64_t slot) {
-      const int64_t tiles = this->tiles();
-      std::memset(raw_grad(slot, 0), 0, sizeof(T) * tiles * C_ * kTileWidth);
-      std::memset(projected_grad(slot, 0), 0, sizeof(T) * tiles * this->scale().rows_padded * kTileWidth);
-    };
-    ScaleRows<T>::ensure(y, y_end, [&](int64_t slot, int64_t n) { flush(slot, n); }, clear);
     num_spreads_ = 0;
+    // Every row that these output rows touch has a place in spreads_, in the order of entering.
+    const auto enter = [&](int64_t slot) { entered_[num_entered_++] = slot; };
+    num_entered_ = 0;
+    ScaleRows<T>::ensure(y, y_end, [&](int64_t slot, int64_t n) { flush(slot, n); }, enter);
     for (int64_t r = 0; this->scale().used && r < y_end - y; ++r) {
       const RowBlend<T> blend = this->blend(y + r);
       add_spread(blend.lo_slot, r, blend.lo_weight);
       if (!blend.single) add_spread(blend.hi_slot, r, blend.hi_weight);
     }
+    for (int64_t i = 0; i < num_entered_; ++i) start_slot(entered_[i]);
   }
 
   void finish() {
@@ -87,13 +88,25 @@ class RowGrads : public ScaleRows<T> {
   }
 
  private:
+  // A row that output rows of this group give something to is overwritten by the first of them, any other cleared.
+  void start_slot(int64_t slot) {
+    for (int i = 0; i < num_spreads_; ++i) {
+      if (spreads_[i].slot != slot) continue;
+      spreads_[i].fresh = true;
+      return;
+    }
+    const int64_t tiles = this->tiles();
+    std::memset(raw_grad(slot, 0), 0, sizeof(T) * tiles * C_ * kTileWidth);
+    std::memset(projected_grad(slot, 0), 0, sizeof(T) * tiles * this->scale().rows_padded * kTileWidth);
+  }
+
   void add_spread(int64_t slot, int64_t row, T weight) {
     int i = 0;
     while (i < num_spreads_ && spreads_[i].slot != slot) ++i;
     RowSpread<T>& to = spreads_[i];
     if (i == num_spreads_) {
       ++num_spreads_;
-      to = {slot, static_cast<int>(row), 0, {}};
+      to = {slot, false, static_cast<int>(row), 0, {}};
     }
     to.weight[row - to.first] = weight;
     to.count = static_cast<int>(row) - to.first + 1;
@@ -101,32 +114,47 @@ class RowGrads : public ScaleRows<T> {
 
   static void spread(const Tile<T>& tile, const RowSpread<T>& from, const T* grad, int64_t rows, T* to) {
     int done = 0;
-    for (; done + 4 <= from.count; done += 4) spread_rows<4>(tile, from, done, grad, rows, to);
-    switch (from.count - done) {
-      case 1: return spread_rows<1>(tile, from, done, grad, rows, to);
-      case 2: return spread_rows<2>(tile, from, done, grad, rows, to);
-      case 3: return spread_rows<3>(tile, from, done, grad, rows, to);
-      default: return;
+    if (from.fresh) {
+      done = from.count < 4 ? from.count : 4;
+      spread_rows<true>(tile, from, 0, done, grad, rows, to);
+    }
+    while (done < from.count) {
+      const int count = from.count - done < 4 ? from.count - done : 4;
+      spread_rows<false>(tile, from, done, count, grad, rows, to);
+      done += count;
     }
   }
 
-  template <int kCount>
-  static void spread_rows(const Tile<T>& tile, const RowSpread<T>& from, int skip, const T* grad, int64_t rows, T* to) {
-    
+  template <bool kFresh>
+  static void spread_rows(const Tile<T>& tile, const RowSpread<T>& from, int skip, int count, const T* grad,
+                          int64_t rows, T* to) {
+    switch (count) {
+      case 1: return spread_rows_of<kFresh, 1>(tile, from, skip, grad, rows, to);
+      case 2: return spread_rows_of<kFresh, 2>(tile, from, skip, grad, rows, to);
+      case 3: return spread_rows_of<kFresh, 3>(tile, from, skip, grad, rows, to);
+      default: return spread_rows_of<kFresh, 4>(tile, from, skip, grad, rows, to);
+    }
+  }
+
+  template <bool kFresh, int kCount>
+  static void spread_rows_of(const Tile<T>& tile, const RowSpread<T>& from, int skip, const T* grad, int64_t rows,
+                             T* to) {
     constexpr int64_t kV = kWidth<T>;
     const int64_t pitch = tile.columns * kV;
     Vec<T> weight[kCount];
-    for (int i = 0; i < kCount; ++i) weight[i] = Vec<T>(from.weight[skip + i]);
+    repeat<kCount>(0, [&](int i) LOMIX_INLINE { weight[i] = Vec<T>(from.weight[skip + i]); });
     const T* first = grad + (from.first + skip) * pitch;
     for (int64_t k = 0; k < rows; ++k) {
       for (int64_t v = 0; v < pitch; v += kV) {
         T* at = to + k * kTileWidth + v;
-        Vec<T> sum = Vec<T>::loadu(at);
-        for (int i = 0; i < kCount; ++i) {
+        Vec<T> sum(0);
+        if constexpr (!kFresh) sum = Vec<T>::loadu(at);
+        repeat<kCount>(0, [&](int i) LOMIX_INLINE {
           sum = at::vec::fmadd(weight[i], Vec<T>::loadu(first + k * kTilePixels + i * pitch + v), sum);
-        }
+        });
         sum.store(at);
       }
+      for (int64_t v = pitch; kFresh && v < kTileWidth; v += kV) Vec<T>(0).store(to + k * kTileWidth + v);
     }
   }
 
@@ -224,6 +252,8 @@ class RowGrads : public ScaleRows<T> {
   const Unit* unit_ = nullptr;
   RowSpread<T> spreads_[2 * kTileRows];
   int num_spreads_ = 0;
+  int64_t* entered_ = nullptr;  // [slots], rows new in this group
+  int64_t num_entered_ = 0;
 };
 
 }  // namespace CPU_CAPABILITY

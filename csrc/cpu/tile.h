@@ -48,21 +48,18 @@ struct Tile {
     blends = arena.take<RowBlend<T>>(L * kTileRows);
   }
 
-  // The same for `count` of the rows, from `first` on. `attention` and what maps are made in stay where they are.
+  // The same for `count` of the rows, from `first` on. What is made of pixels (P, E, maps) is kept for one part at a time,
+  // so that it lies in the first-level cache.
   Tile part(int64_t first, int64_t count) const {
     Tile part = *this;
-    const int64_t skip = first * columns * kWidth<T>;
     part.rows = count;
-    part.scales += skip;
-    part.exponentials += skip;
-    part.margins += skip;
-    part.own += skip;
-    part.one_hot += skip;
-    part.exists += skip;
+    part.one_hot += offset(first);
+    part.exists += offset(first);
     part.blends += first;
     return part;
   }
 
+  int64_t offset(int64_t row) const { return row * columns * kWidth<T>; }
   int64_t pixels() const { return rows * columns * kWidth<T>; }
   T* scale(int64_t l) const { return scales + l * num_classes * kTilePixels; }  // [C, ..]
   T* exponential(int64_t l) const { return exponentials + l * num_classes * kTilePixels; }
@@ -181,9 +178,6 @@ void sweep(const Problem<T>& problem, const Unit& unit, Tile<T>& tile, PerScale<
           tile.columns = (count + kV - 1) / kV;
           load_labels(problem, tile, ((unit.batch * problem.depth + z) * problem.height + y) * problem.width + x + at,
                       count);
-          for (int64_t l = 0; l < rows.size(); ++l) {
-            if (problem.scales[l].used) load_scale(tile, rows[l], l);
-          }
           per_tile();
         }
       }
