@@ -44,7 +44,8 @@ void backward_pixels(const Problem<T>& problem, const Tile<T>& tile, const Subse
     if (!problem.scales[l].used) continue;
     T* grad = to.scales + l * map_size;
     load_scale(tile, rows[l], l);
-    const Tile<T> made = problem.original[l] >= 0 || problem.has_add ? exponentiate_scale<Pass::kBackward>(tile, l) : tile;
+    const Tile<T> made =
+        problem.original[l] >= 0 || problem.has_add ? exponentiate_scale<Pass::kBackward>(tile, l) : tile;
     if (problem.original[l] >= 0) {
       differentiate(problem.original[l], made, grad);
     } else {

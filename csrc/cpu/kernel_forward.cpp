@@ -56,7 +56,8 @@ void forward_part(const Problem<T>& problem, ForwardState<T>& state, const Tile<
   };
   for_maps(Operator::kAdd, [&](const Subset& subset) { make_add<Pass::kForward>(tile, subset.members, subset.size); });
   for_maps(Operator::kMul, [&](const Subset& subset) { make_mul<Pass::kForward>(tile, subset); });
-  for_maps(Operator::kAwf, [&](const Subset& subset) { make_awf<Pass::kForward>(tile, subset, problem.awf_bias, state.rows); });
+  for_maps(Operator::kAwf,
+           [&](const Subset& subset) { make_awf<Pass::kForward>(tile, subset, problem.awf_bias, state.rows); });
 }
 
 template <typename T>

@@ -21,8 +21,8 @@ inline void with_size(int size, const F& f) {
 // Both passes make the same maps; only the forward pass needs their margins.
 enum class Pass { kForward, kBackward };
 
-// tile.map = value(p, at) for every pixel p and class, `at` being their place in an array [C, ..]; tile.top the largest of
-// each pixel's, tile.margin that minus own(p). All in units of log2.
+// tile.map = value(p, at) for every pixel p and class, `at` being their place in an array [C, ..]; tile.top the largest
+// of each pixel's, tile.margin that minus own(p). All in units of log2.
 template <Pass kPass, typename T, typename Value, typename Own>
 inline LOMIX_INLINE void make_logits(const Tile<T>& tile, const Value& value, const Own& own) {
   constexpr int64_t kV = kWidth<T>;
@@ -48,8 +48,8 @@ inline LOMIX_INLINE void make_logits(const Tile<T>& tile, const Value& value, co
   });
 }
 
-// Exponentials of one scale and their margin: what all sums of scales are made of. Returns the tile with the scale's own
-// map in it.
+// Exponentials of one scale and their margin: what all sums of scales are made of. Returns the tile with the scale's
+// own map in it.
 template <Pass kPass, typename T>
 Tile<T> exponentiate_scale(const Tile<T>& tile, int64_t l) {
   const Vec<T> unit(kLog2E<T>);
@@ -181,8 +181,8 @@ struct BlendedRows {
 
 // One output row of cat, N vectors wide.
 template <Pass kPass, int kSize, int N, typename T>
-inline LOMIX_INLINE void make_cat_row(const Tile<T>& tile, const BlendedRows<kSize, T>& rows, const T* bias,
-                                      int64_t v, int64_t p) {
+inline LOMIX_INLINE void make_cat_row(const Tile<T>& tile, const BlendedRows<kSize, T>& rows, const T* bias, int64_t v,
+                                      int64_t p) {
   constexpr int64_t kV = kWidth<T>;
   const int C = tile.num_classes;
   const T* one_hot = tile.one_hot;
@@ -230,7 +230,8 @@ void make_cat(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale
   exponentiate(tile);
 }
 
-// tile.attention = softmax over the members of their scores u . P + v, projected like cat; then the members so weighted.
+// tile.attention = softmax over the members of their scores u . P + v, projected like cat; then the members so
+// weighted.
 template <Pass kPass, typename T, typename Rows>
 void make_awf(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale<Rows>& rows) {
   constexpr int64_t kV = kWidth<T>;

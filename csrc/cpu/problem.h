@@ -46,19 +46,20 @@ struct Scale {
   const T* projection;       // [rows_padded, C], zeros past `rows`
   const T* projection_log2;  // the same times log2(e)
   int64_t rows;
-  int64_t rows_padded;     // a multiple of 4
-  int64_t slots;           // native rows that the output rows of one tile can touch together
+  int64_t rows_padded;  // a multiple of 4
+  int64_t slots;        // native rows that the output rows of one tile can touch together
 };
 
-// The maps made from one subset of scales. Row numbers are those of `Scale::projection`, -1 where the plan lacks the map.
+// The maps made from one subset of scales. Row numbers are those of `Scale::projection`, -1 where the plan lacks the
+// map.
 struct Subset {
   int size;
   int members[kMaxScales];  // increasing scale numbers, 0 the coarsest
   int map[5];               // by Operator: row of the statistics, -1 where there is none
   int cat_row[kMaxScales];  // first of C rows
   int awf_row[kMaxScales];
-  int index;                // row of b [S, C]
-  int first_pair;           // member number i owns entry first_pair + i of v [K]
+  int index;       // row of b [S, C]
+  int first_pair;  // member number i owns entry first_pair + i of v [K]
   int of(Operator op) const { return map[static_cast<int>(op)]; }
 };
 

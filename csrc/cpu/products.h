@@ -32,7 +32,8 @@ inline void multiply_block(const T* a, int64_t row_stride, int64_t inner_stride,
   }
 }
 
-// The same for any number of rows and vectors. a [rows, inner] by its strides, x [inner, x_pitch], out [rows, out_pitch].
+// The same for any number of rows and vectors. a [rows, inner] by its strides, x [inner, x_pitch], out [rows,
+// out_pitch].
 template <bool kAdd, typename T>
 void multiply(const T* a, int64_t rows, int64_t row_stride, int64_t inner_stride, int64_t inner, const T* x,
               int64_t x_pitch, int64_t vectors, T* out, int64_t out_pitch) {
@@ -53,8 +54,8 @@ void multiply(const T* a, int64_t rows, int64_t row_stride, int64_t inner_stride
   for (; r < rows; ++r) along.template operator()<1>(r);
 }
 
-// Accumulators of d[row, column] = sum over pixels of g[row] * z[column], by blocks of 4 rows and kColumns columns whose
-// lanes are summed all at once. Floats: each is the sum of a bounded number of parts, see RowGrads.
+// Accumulators of d[row, column] = sum over pixels of g[row] * z[column], by blocks of 4 rows and kColumns columns
+// whose lanes are summed all at once. Floats: each is the sum of a bounded number of parts, see RowGrads.
 template <typename T>
 struct OuterSums {
   static constexpr int64_t kRows = 4;

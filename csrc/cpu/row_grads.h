@@ -63,9 +63,7 @@ class RowGrads : public ScaleRows<T> {
     ScaleRows<T>::finish([&](int64_t slot, int64_t n) { flush(slot, n); });
   }
 
-  T* raw_grad(int64_t slot, int64_t tile) const {
-    return raw_grad_ + (slot * this->tiles() + tile) * C_ * kTileWidth;
-  }
+  T* raw_grad(int64_t slot, int64_t tile) const { return raw_grad_ + (slot * this->tiles() + tile) * C_ * kTileWidth; }
   T* projected_grad(int64_t slot, int64_t tile) const {
     return projected_grad_ + (slot * this->tiles() + tile) * this->scale().rows_padded * kTileWidth;
   }

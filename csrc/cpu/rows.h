@@ -120,7 +120,8 @@ class ScaleRows {
     }
     if (scale_.rows == 0) return;
     if (!same_width && native_vectors < tiles_ * vectors) {
-      multiply<false>(scale_.projection_log2, scale_.rows_padded, C_, 1, C_, native_, pitch_, native_vectors, small_, pitch_);
+      multiply<false>(scale_.projection_log2, scale_.rows_padded, C_, 1, C_, native_, pitch_, native_vectors, small_,
+                      pitch_);
       enlarge(small_, scale_.rows_padded, projected(slot, 0));
     } else {
       for (int64_t t = 0; t < tiles_; ++t) {

@@ -29,8 +29,8 @@ inline constexpr int64_t kWidth = Vec<T>::size();
 template <int kN, typename F>
 inline LOMIX_INLINE void repeat(int n, const F& f) {
   if constexpr (kN > 0) {
-    [&]<int... i>(std::integer_sequence<int, i...>) LOMIX_INLINE { (f(i), ...); }
-    (std::make_integer_sequence<int, kN>{});
+    [&]<int... i>(std::integer_sequence<int, i...>)
+        LOMIX_INLINE { (f(i), ...); }(std::make_integer_sequence<int, kN>{});
   } else {
     for (int i = 0; i < n; ++i) f(i);
   }

@@ -31,9 +31,9 @@ inline LOMIX_INLINE void for_blocks(int64_t pixels, const F& f) {
   if (p < pixels) f.template operator()<1>(p);
 }
 
-// Turn the logits in tile.map into exponentials relative to tile.top, and make tile.sum and tile.inverse of them. Logits
-// and tops are in units of log2, that is times log2(e): then the largest one's exponential is exactly 1 without a
-// multiplication for each.
+// Turn the logits in tile.map into exponentials relative to tile.top, and make tile.sum and tile.inverse of them.
+// Logits and tops are in units of log2, that is times log2(e): then the largest one's exponential is exactly 1 without
+// a multiplication for each.
 template <typename T>
 void exponentiate(const Tile<T>& tile) {
   constexpr int64_t kV = kWidth<T>;

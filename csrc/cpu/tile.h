@@ -17,18 +17,18 @@ struct Tile {
   int64_t columns = 0;  // vectors a row
   int64_t index = 0;    // of the tile in its block of columns
   int num_classes;
-  T* scales;        // P [L, C, ..]
-  T* exponentials;  // E [L, C, ..], exp(P - largest of the pixel)
-  T* margins;       // [L, ..], the largest logit minus that of the label's class, in units of log2
-  T* own;           // [L, ..], P of the label's class
-  T* one_hot;       // [C, ..]
-  T* exists;        // [..], 1 or 0
-  T* map;           // [C, ..], the logits of one map in units of log2, then their exponentials
-  T* top;           // [..], the largest of those logits
-  T* margin;        // [..], that minus the one of the label's class
-  T* sum;           // [..], of the exponentials
-  T* inverse;       // [..], 1 / sum, 0 in lanes past the width
-  T* attention;     // [2 L, ..], awf weights of one subset, then the same times log2(e)
+  T* scales;            // P [L, C, ..]
+  T* exponentials;      // E [L, C, ..], exp(P - largest of the pixel)
+  T* margins;           // [L, ..], the largest logit minus that of the label's class, in units of log2
+  T* own;               // [L, ..], P of the label's class
+  T* one_hot;           // [C, ..]
+  T* exists;            // [..], 1 or 0
+  T* map;               // [C, ..], the logits of one map in units of log2, then their exponentials
+  T* top;               // [..], the largest of those logits
+  T* margin;            // [..], that minus the one of the label's class
+  T* sum;               // [..], of the exponentials
+  T* inverse;           // [..], 1 / sum, 0 in lanes past the width
+  T* attention;         // [2 L, ..], awf weights of one subset, then the same times log2(e)
   RowBlend<T>* blends;  // [L, kTileRows]
 
   Tile(const Problem<T>& problem, Arena& arena) : num_classes(static_cast<int>(problem.num_classes)) {
@@ -48,8 +48,8 @@ struct Tile {
     blends = arena.take<RowBlend<T>>(L * kTileRows);
   }
 
-  // The same for `count` of the rows, from `first` on. What is made of pixels (P, E, maps) is kept for one part at a time,
-  // so that it lies in the first-level cache.
+  // The same for `count` of the rows, from `first` on. What is made of pixels (P, E, maps) is kept for one part at a
+  // time, so that it lies in the first-level cache.
   Tile part(int64_t first, int64_t count) const {
     Tile part = *this;
     part.rows = count;
@@ -119,7 +119,8 @@ void load_labels(const Problem<T>& problem, const Tile<T>& tile, int64_t pixel, 
   }
 }
 
-// own[l] = P_l of the label's class
+// own[l] = P_l of the label's class. Chosen, not multiplied by one_hot: an infinite logit of another class is none of
+// its business.
 template <typename T>
 void load_own(const Tile<T>& tile, int64_t l) {
   constexpr int64_t kV = kWidth<T>;
@@ -129,7 +130,7 @@ void load_own(const Tile<T>& tile, int64_t l) {
   for (int64_t p = 0; p < pixels; p += kV) {
     Vec<T> own(0);
     for (int64_t at = p; at < end; at += kTilePixels) {
-      own = at::vec::fmadd(Vec<T>::loadu(from + at), Vec<T>::loadu(one_hot + at), own);
+      own = Vec<T>::blendv(own, Vec<T>::loadu(from + at), Vec<T>::loadu(one_hot + at) > Vec<T>(0));
     }
     own.store(to + p);
   }

@@ -71,7 +71,8 @@ void unmix_members(const Tile<T>& tile, const Subset& subset, const SubsetGrads<
     if (grads.awf == nullptr) continue;
     Vec<T> mean(0);
     repeat<kSize>(0, [&](int j) LOMIX_INLINE { mean = at::vec::fmadd(attention[j], along[j], mean); });
-    repeat<kSize>(0, [&](int j) LOMIX_INLINE { (attention[j] * (along[j] - mean)).store(scores + j * kTilePixels + p); });
+    repeat<kSize>(0,
+                  [&](int j) LOMIX_INLINE { (attention[j] * (along[j] - mean)).store(scores + j * kTilePixels + p); });
   }
 }
 

@@ -176,6 +176,10 @@ _SHAPES = (
     Case("one_column", 2, 3, (40, 1), ((7, 1), (40, 1))),
     Case("long_rows", 1, 3, (3, 300), ((2, 70), (3, 150))),
     Case("many_tiles", 3, 4, (67, 130), ((9, 17), (34, 65))),
+    # So many rows of projections that the compiled kernel sweeps the image in several blocks of columns.
+    Case("many_blocks", 1, 33, (21, 75), ((2, 3), (3, 5), (6, 10), (11, 38), (21, 75))),
+    Case("volume_many_blocks", 1, 40, (3, 9, 70), ((1, 2, 9), (2, 5, 35), (3, 9, 70)), operators=("cat", "awf")),
+    Case("larger_and_smaller_rows", 2, 3, (37, 45), ((90, 9), (5, 100), (37, 23))),
     Case("empty_batch", 0, 3, (6, 6), ((3, 3), (6, 6))),
     Case("line", 2, 3, (37,), ((5,), (11,), (37,))),
     Case("long_line", 1, 3, (5000,), ((313,), (2500,))),
@@ -188,6 +192,7 @@ _COUNTS = (1, 2, 5, 8, 9, 13, 14, 16, 17, 32, 33, 40)
 _CLASSES = (
     *(Case(f"classes_{count}", 2, count, (6, 7), ((3, 4), (6, 7))) for count in _COUNTS),
     Case("classes_105", 1, 105, (5, 5), ((2, 3), (5, 5))),
+    Case("classes_200", 1, 200, (5, 6), ((2, 3), (5, 6))),
 )
 _SCALES = tuple(
     Case(f"scales_{count}", 1, 3, (8, 8), tuple((n, n) for n in (1, 2, 3, 4, 6, 8)[-count:])) for count in (1, 2, 5, 6)
