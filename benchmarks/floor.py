@@ -74,7 +74,7 @@ def why_not() -> str | None:
 
 
 class _Exponentials(torch.autograd.Function):
-    """`count` exponentials in the forward pass and `count` in the backward pass; the value is their sum."""
+    """`count` exponentials in the forward pass and `count` in the backward pass; the value is one of them."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, count: int, accurate: bool) -> Tensor:
