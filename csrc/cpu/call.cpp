@@ -11,9 +11,10 @@
 namespace lomix::cpu {
 namespace {
 
-// Enough units to keep many cores busy; fixed, so that the order of every sum is the same on every machine.
+// Units of work: enough of them to keep many cores busy, and each large enough that the native rows it shares with its
+// neighbours do not count. Fixed, so that the order of every sum is the same on every machine.
 constexpr int64_t kMostUnits = 96;
-constexpr int64_t kPixelsPerUnit = 6144;
+constexpr int64_t kPixelsPerUnit = 12288;
 constexpr double kLog2E = 1.44269504088896340736;
 // Of the enlarged rows that a pass keeps; the backward pass keeps their gradients as well.
 constexpr int64_t kBlockBytes = 512 * 1024;
@@ -250,7 +251,8 @@ void Call<T>::make_units() {
   const int64_t pixels = problem.depth * problem.height * problem.width;
   const int64_t all = std::clamp<int64_t>(batch * pixels / kPixelsPerUnit, 1, kMostUnits);
   const int64_t wanted = ceil_div(all, std::max<int64_t>(batch, 1));
-  const int64_t along_z = std::min(problem.depth, wanted);
+  const int64_t slices = ceil_div(problem.depth, wanted);  // the same for all units, but for the last
+  const int64_t along_z = ceil_div(problem.depth, slices);
   // Whole tiles, but for the last of them.
   const int64_t groups = ceil_div(problem.height, kTileRows);
   const int64_t along_y = std::min(groups, ceil_div(wanted, along_z));
@@ -262,8 +264,8 @@ void Call<T>::make_units() {
       for (int64_t j = 0; j < along_y; ++j) {
         Unit unit{};
         unit.batch = b;
-        unit.z_begin = problem.depth * i / along_z;
-        unit.z_end = problem.depth * (i + 1) / along_z;
+        unit.z_begin = slices * i;
+        unit.z_end = std::min(problem.depth, slices * (i + 1));
         unit.y_begin = border(j);
         unit.y_end = border(j + 1);
         for (int64_t l = 0; l < problem.num_scales; ++l) {
