@@ -67,13 +67,14 @@ class PrunedMaps(nn.Module):
     prune_every: int | None
     _counts_calls: bool  # stored, because torch.compile(dynamic=True) compiles twice over a float like prune_below
     _active: MixPlan
-    _active_index: Tensor | None  # numbers of the active maps, int64 where the weights are; None for all of them
+    # Numbers of the active maps, int64; None for all of them. No buffer: those that come and go confuse whoever walks
+    # through the buffers of a model, such as DistributedDataParallel and AveragedModel.
+    _active_index: Tensor | None
 
     def _start_pruning(self, plan: MixPlan, prune_below: float, prune_every: int | None) -> None:
         """Start with all maps of `plan` active."""
         self.plan, self.prune_below, self.prune_every = plan, prune_below, prune_every
         self._counts_calls = prune_below > 0 and prune_every is not None
-        self.register_buffer("_active_index", None, persistent=False)
         self._restart_pruning()
         self.register_load_state_dict_post_hook(_restart_after_load)
 
@@ -113,10 +114,12 @@ class PrunedMaps(nn.Module):
         as AdamW takes them down nearly together, so choose a threshold far under the weights that matter.
 
         A dropped weight moves by momentum and weight decay alone. If it rises to the threshold, the next choice takes
-        its map back. Equal weights give the same choice, so the ranks of a distributed job agree.
+        its map back. Equal weights give the same choice, so the ranks of a distributed job agree, as long as each of them
+        calls this where one does.
 
         To resume bit for bit: the choice is not in the state dict; after load_state_dict the next training call
-        chooses. Call this whenever you save, so that the run that goes on has chosen from the same weights.
+        chooses. Call this whenever you save (on every rank), so that the run that goes on has chosen from the same
+        weights.
 
         Under torch.compile the count of calls breaks the graph; for fullgraph=True, which refuses that, pass
         prune_every=None and call this outside of the compiled code. Each new set of maps compiles once more, up to
@@ -162,7 +165,11 @@ class PrunedMaps(nn.Module):
 
     def _active_of(self, weights: Tensor) -> Tensor:
         """The weights of the active maps out of all [M]; the others get a gradient of exactly zero."""
-        return weights if self._active_index is None else weights.index_select(0, self._active_index)
+        if self._active_index is None:
+            return weights
+        if self._active_index.device != weights.device:  # the criterion has moved since
+            self._active_index = self._active_index.to(weights.device)
+        return weights.index_select(0, self._active_index)
 
     def _report(self, active: MixPlan, weights: list[float]) -> None:
         before, after = set(self.active_maps), set(active.map_names)

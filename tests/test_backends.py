@@ -133,6 +133,8 @@ def test_repeated_calls_give_the_same_bits(one: Case, impl: str) -> None:
     "bfloat16_sliced",
     "paper",
     "one_pixel",
+    "many_blocks",
+    "volume_many_blocks",
 )
 def test_thread_count_does_not_change_a_bit(one: Case, impl: str) -> None:
     outcomes = []
@@ -281,6 +283,24 @@ def test_saturated_logits(size: float, impl: str) -> None:
         if pixels == 16:
             expected = expected / 2
         torch.testing.assert_close(z.grad, expected.view(1, 3, 1, 1).expand_as(z), rtol=1e-5, atol=1e-6)
+
+
+@backends
+def test_scales_that_contradict_each_other(impl: str) -> None:
+    """Exponentials of the sum are products of those of the scales, which underflow here in all classes but together."""
+    gap = torch.tensor([0.0, 40.0, 60.0, 80.0, 120.0, 1000.0]).view(1, 1, 1, 6)
+    one = torch.cat([gap, torch.zeros_like(gap), gap - 30], dim=1)  # [1, 3, 1, 6]
+    logits = [one, torch.cat([-gap, torch.zeros_like(gap), -gap - 30], dim=1)]
+    logits = [z.clone().requires_grad_() for z in logits]
+    exact = [z.detach().double().requires_grad_() for z in logits]
+    target = torch.tensor([[[0, 1, 2, 0, 1, 2]]])
+    plan, outcomes = small_plan(("add",)), []
+    for values, which in ((logits, impl), (exact, "reference")):
+        stats, _ = map_stats(values, target, plan, impl=which)
+        weight = torch.linspace(-1, 1, 7, dtype=stats.dtype).expand_as(stats[:, 2:])
+        outcomes.append((stats[:, 2:], *torch.autograd.grad(stats[:, 2:], values, weight)))
+    for got, want in zip(*outcomes, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-5)
 
 
 @backends

@@ -45,10 +45,9 @@ def test_all_cases_pass_on_every_capability(capability: str) -> None:
         pytest.skip(f"this CPU or build has {best()} at most")
     if capability == best() and "LOMIX_FAST_CPU_CAPABILITY" not in os.environ:
         pytest.skip(f"{capability} is what the other tests run")
-    select = "test_forward_and_backward and -cpu"
-    done = run_python(
-        capability, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_backends.py", "-k", select
-    )
+    select = "(test_forward_and_backward and -cpu) or (nonfinite and cpu) or contradict"
+    files = ("tests/test_backends.py", "tests/test_nonfinite.py")
+    done = run_python(capability, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", select)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert " passed" in done.stdout and "failed" not in done.stdout
 

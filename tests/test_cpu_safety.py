@@ -26,6 +26,14 @@ def test_labels_overwritten_before_backward_write_nowhere_else() -> None:
     assert all(z.grad is not None and z.grad.isfinite().all() for z in logits)
 
 
+def test_subnormal_numbers_are_what_they_were_afterwards() -> None:
+    """The kernels flush them to zero; threads that have run a kernel must not go on doing so."""
+    torch.set_num_threads(2)
+    logits = [torch.randn(2, 3, n, n, requires_grad=True) for n in (64, 256)]
+    LoMixLoss(3, 2, impl="cpu")(logits, torch.randint(3, (2, 256, 256))).backward()
+    assert (torch.full((1 << 20,), 1e-40) * 2 > 0).all()
+
+
 def arguments(**changes: Any) -> list[Any]:
     plan = MixPlan.create(2)
     given: dict[str, Any] = {
@@ -54,9 +62,15 @@ def arguments(**changes: Any) -> list[Any]:
         ({"cat_bias": None}, "cat_weight and cat_bias: got None"),
         ({"awf_weight": torch.randn(1, 3)}, "awf_weight: got shape [1, 3], expected [2, 3]"),
         ({"awf_bias": None}, "awf_weight and awf_bias: got None"),
+        ({"target": torch.zeros(2, 0, 8, dtype=torch.int64)}, "target: got shape [2, 0, 8], expected at least one pixel"),
+        ({"logits": [torch.randn(2, 3, 4, 0), torch.randn(2, 3, 8, 8)]}, "logits: got shape [2, 3, 4, 0], expected at"),
         ({"maps": [0, 1, -1]}, "maps: got 3 integers"),
         ({"maps": [9, 1, -1, -1]}, "maps: got operator 9"),
         ({"maps": [1, 4, 0, 0]}, "maps: got operator 1 with members 4"),
+        ({"maps": [0, 3, -1, -1]}, "maps: got operator 0 with members 3"),
+        ({"maps": [2, 1, 0, 0]}, "maps: got operator 2 with members 1"),
+        ({"maps": [1, 3, -1, 0]}, "maps: got operator 1 with members 3 of subset -1"),
+        ({"maps": [1, 3, 0, 0, 2, 3, 0, 0, 1, 3, 0, 0]}, "maps: got operator 1 with members 3 twice"),
     ],
 )
 def test_raw_calls_are_checked(changes: dict[str, Any], words: str) -> None:

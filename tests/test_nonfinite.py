@@ -43,7 +43,34 @@ def test_every_map_that_sees_a_bad_logit_is_bad(name: str, value: float, impl: s
     bad = ~plain.isfinite().all(2)
     assert bad[1].any() and not bad[0].any()
     assert torch.equal(~stats.isfinite().all(2), bad)
+    assert torch.equal(stats[:, :, 0].isfinite(), plain[:, :, 0].isfinite())  # CE for itself
     torch.testing.assert_close(stats[0], clean[0], rtol=1e-5, atol=1e-4)
+
+
+@backends
+@pytest.mark.parametrize("bits", [0x7FC00001, 0x7FFFFFFF, -1, 0x7F800001])
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_nan_of_any_bits_shows(label: int, bits: int, impl: str) -> None:
+    """Fresh memory filled with ones is a NaN too, and no arithmetic on bits may turn it into a number."""
+    nan = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
+    logits = [torch.cat([nan, torch.tensor([0.0, 1.0])]).view(1, 3, 1, 1).expand(1, 3, 2, 2).clone() for _ in range(2)]
+    logits = [z.requires_grad_() for z in logits]
+    plan = MixPlan.create(2, ("add", "mul"))
+    stats, _ = map_stats(logits, torch.full((1, 2, 2), label), plan, impl=impl)
+    assert not stats.isfinite().any(2).any()
+    for m in range(plan.num_maps):
+        weight = torch.zeros_like(stats)
+        weight[:, m] = 1
+        found = torch.autograd.grad(stats, logits, weight, retain_graph=True)
+        assert not all(g.isfinite().all() for g in found)
+
+
+@backends
+def test_contradicting_scales_with_an_infinite_logit_of_another_class(impl: str) -> None:
+    """Where plain PyTorch stays finite so does every backend: log(2), for class 0 has no part in it."""
+    logits = [torch.tensor(v).view(1, 3, 1, 1) for v in ([-INF, 0.0, 200.0], [-INF, 200.0, 0.0])]
+    stats, _ = map_stats(logits, torch.ones(1, 1, 1, dtype=torch.int64), MixPlan.create(2, ("add",), ()), impl=impl)
+    torch.testing.assert_close(stats[0, 0, 0].item(), 0.6931472, rtol=1e-6, atol=0)
 
 
 @backends

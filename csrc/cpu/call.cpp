@@ -11,10 +11,11 @@
 namespace lomix::cpu {
 namespace {
 
-// Units of work: enough of them to keep many cores busy, and each large enough that the native rows it shares with its
-// neighbours do not count. Fixed, so that the order of every sum is the same on every machine.
-constexpr int64_t kMostUnits = 96;
-constexpr int64_t kPixelsPerUnit = 12288;
+// Units of work: each large enough that the native rows it shares with its neighbours do not count, but a few at least,
+// for many cores, and no more than sums are worth keeping for. They depend on sizes alone, so that the order of every
+// sum is the same on every machine. A sample is one unit at least.
+constexpr int64_t kPixelsPerUnit = 12288, kLeastPixelsPerUnit = 2048;
+constexpr int64_t kFewUnits = 16, kManyUnits = 96;
 constexpr double kLog2E = 1.44269504088896340736;
 // Of the enlarged rows that a pass keeps; the backward pass keeps their gradients as well.
 constexpr int64_t kBlockBytes = 512 * 1024;
@@ -67,6 +68,15 @@ void check_inputs(const Inputs& inputs) {
       inputs.target.dim() == first.dim() - 1 && inputs.target.size(0) == first.size(0) &&
           inputs.target.device().is_cpu() && at::isIntegralType(inputs.target.scalar_type(), /*includeBool=*/true),
       "target: got ", inputs.target.toString(), " ", inputs.target.sizes(), ", expected integers [B, *full] on CPU");
+  const auto has_pixels = [](const at::Tensor& t, int64_t first_axis) {
+    const at::IntArrayRef sizes = t.sizes();
+    return std::all_of(sizes.begin() + first_axis, sizes.end(), [](int64_t n) { return n > 0; });
+  };
+  for (const at::Tensor& z : inputs.logits) {
+    TORCH_CHECK_VALUE(has_pixels(z, 2), "logits: got shape ", z.sizes(), ", expected at least one pixel");
+  }
+  TORCH_CHECK_VALUE(has_pixels(inputs.target, 1), "target: got shape ", inputs.target.sizes(),
+                    ", expected at least one pixel");
   TORCH_CHECK_VALUE(inputs.maps.size() % 4 == 0, "maps: got ", inputs.maps.size(), " integers, expected four a map");
   const int64_t S = (int64_t{1} << L) - 1 - L, K = L * (int64_t{1} << (L - 1)) - L;
   const auto expect = [](const char* name, const std::optional<at::Tensor>& given, at::IntArrayRef shape) {
@@ -249,7 +259,8 @@ void Call<T>::make_axis(int64_t scale, int axis, int64_t native, int64_t full) {
 template <typename T>
 void Call<T>::make_units() {
   const int64_t pixels = problem.depth * problem.height * problem.width;
-  const int64_t all = std::clamp<int64_t>(batch * pixels / kPixelsPerUnit, 1, kMostUnits);
+  const int64_t few = std::clamp<int64_t>(batch * pixels / kLeastPixelsPerUnit, 1, kFewUnits);
+  const int64_t all = std::clamp<int64_t>(batch * pixels / kPixelsPerUnit, few, kManyUnits);
   const int64_t wanted = ceil_div(all, std::max<int64_t>(batch, 1));
   const int64_t slices = ceil_div(problem.depth, wanted);  // the same for all units, but for the last
   const int64_t along_z = ceil_div(problem.depth, slices);

@@ -124,7 +124,7 @@ void backward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, c
     std::memset(problem.native_grads + unit.native_offset[l], 0, sizeof(T) * rows * problem.scales[l].size[2] * C);
   }
   const auto start = [&](int64_t z, int64_t x, int64_t tiles) {
-    for (int64_t l = 0; l < L; ++l) state.rows[l].start(unit, z, x, tiles);
+    for (int64_t l = 0; l < L; ++l) state.rows[l].start(unit, z, x, tiles, out.scale[l]);
   };
   const auto group = [&](int64_t y, int64_t y_end) {
     for (int64_t l = 0; l < L; ++l) state.rows[l].ensure(y, y_end);
@@ -134,7 +134,7 @@ void backward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, c
     for (int64_t l = 0; l < L; ++l) state.rows[l].finish();
   };
   sweep(problem, unit, state.tile, state.rows, start, group, work, finish);
-  for (int64_t l = 0; l < L; ++l) state.rows[l].drain(out.scale[l]);
+  for (int64_t l = 0; l < L; ++l) state.rows[l].drain();
 }
 
 }  // namespace CPU_CAPABILITY

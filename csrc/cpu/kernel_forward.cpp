@@ -6,9 +6,6 @@
 namespace lomix::cpu {
 inline namespace CPU_CAPABILITY {
 
-// Additions of floats into one lane before they are carried over to doubles.
-constexpr int64_t kMostAdditions = 1024;
-
 constexpr int64_t kPartRows = 4;
 
 template <typename T>

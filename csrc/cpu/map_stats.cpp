@@ -143,7 +143,7 @@ void gather_native(const Call<T>& call, int64_t l) {
 }
 
 // Gradients of the projections of all units. Units share a slot in runs of fixed length: at most 48 MiB of slots, or 8
-// slots where those are larger (they take 8 K C (C + 2) bytes each: 116 MiB in all at L = 4, C = 256).
+// slots where those are larger (they take 8 K (C + 1)^2 bytes each: 113 MiB in all at L = 4, C = 256).
 template <typename T>
 class ProjectionSums {
  public:

@@ -30,18 +30,18 @@ inline LOMIX_INLINE void make_logits(const Tile<T>& tile, const Value& value, co
   T *map = tile.map, *top_at = tile.top, *margin = tile.margin;
   for_blocks<T>(tile.pixels(), [&]<int N>(int64_t p) LOMIX_INLINE {
     Vec<T> top[N];
-    repeat<N>(0, [&](int n) LOMIX_INLINE {
+    repeat<N>([&](int n) LOMIX_INLINE {
       top[n] = value(p + n * kV, p + n * kV);
       top[n].store(map + p + n * kV);
     });
     for (int64_t at = p + kTilePixels; at < end; at += kTilePixels) {
-      repeat<N>(0, [&](int n) LOMIX_INLINE {
+      repeat<N>([&](int n) LOMIX_INLINE {
         const Vec<T> x = value(p + n * kV, at + n * kV);
         x.store(map + at + n * kV);
         top[n] = larger(x, top[n]);
       });
     }
-    repeat<N>(0, [&](int n) LOMIX_INLINE {
+    repeat<N>([&](int n) LOMIX_INLINE {
       top[n].store(top_at + p + n * kV);
       if constexpr (kPass == Pass::kForward) (top[n] - own(p + n * kV)).store(margin + p + n * kV);
     });
@@ -65,7 +65,7 @@ Tile<T> exponentiate_scale(const Tile<T>& tile, int64_t l) {
 }
 
 // Below this a product of exponentials may have lost digits that matter: a factor that underflowed was less than
-// 2^-126, so what it would have added is less than 2^-26 of a sum that is at least this.
+// 2^-126, so what that class would have added is less than 2^-26 of a sum that is at least this.
 template <typename T>
 inline constexpr T kLeastSum = sizeof(T) == 4 ? T(7.888609052210118e-31) : T(1e-290);  // 2^-100
 
@@ -81,7 +81,7 @@ __attribute__((noinline)) void add_logits(const Tile<T>& tile, const int* member
     logit = logit * unit;
     logit.store(tile.map + at);
     top = larger(logit, top);
-    own = at::vec::fmadd(logit, Vec<T>::loadu(tile.one_hot + at), own);
+    own = Vec<T>::blendv(own, logit, Vec<T>::loadu(tile.one_hot + at) > Vec<T>(0));
   }
   for (int64_t at = p; at < end; at += kTilePixels) {
     const Vec<T> e = exp2_softmax(Vec<T>::loadu(tile.map + at) - top);
@@ -106,21 +106,21 @@ void make_add(const Tile<T>& tile, const int* members) {
   const T* exists = tile.exists;
   for_blocks<T>(tile.pixels(), [&]<int N>(int64_t p) LOMIX_INLINE {
     Vec<T> sum[N];
-    repeat<N>(0, [&](int n) LOMIX_INLINE { sum[n] = Vec<T>(0); });
+    repeat<N>([&](int n) LOMIX_INLINE { sum[n] = Vec<T>(0); });
     for (int64_t at = p; at < end; at += kTilePixels) {
-      repeat<N>(0, [&](int n) LOMIX_INLINE {
+      repeat<N>([&](int n) LOMIX_INLINE {
         Vec<T> product = Vec<T>::loadu(e[0] + at + n * kV);
-        repeat<kSize - 1>(0, [&](int j) LOMIX_INLINE { product = product * Vec<T>::loadu(e[j + 1] + at + n * kV); });
+        repeat<kSize - 1>([&](int j) LOMIX_INLINE { product = product * Vec<T>::loadu(e[j + 1] + at + n * kV); });
         product.store(map + at + n * kV);
         sum[n] = sum[n] + product;
       });
     }
-    repeat<N>(0, [&](int n) LOMIX_INLINE {
+    repeat<N>([&](int n) LOMIX_INLINE {
       const int64_t at = p + n * kV;
       sum[n].store(sum_at + at);
       if constexpr (kPass == Pass::kForward) {
         Vec<T> margin = Vec<T>::loadu(margins[0] + at);
-        repeat<kSize - 1>(0, [&](int j) LOMIX_INLINE { margin = margin + Vec<T>::loadu(margins[j + 1] + at); });
+        repeat<kSize - 1>([&](int j) LOMIX_INLINE { margin = margin + Vec<T>::loadu(margins[j + 1] + at); });
         margin.store(margin_at + at);
       }
       if (__builtin_expect(any_below(sum[n], kLeastSum<T>), 0)) add_logits(tile, members, kSize, at);
@@ -145,7 +145,7 @@ void make_mul(const Tile<T>& tile, const Subset& subset) {
     }
     const auto product = [&](const T* const* of, int64_t at) LOMIX_INLINE {
       Vec<T> x = unit * Vec<T>::loadu(of[0] + at);
-      repeat<kSize - 1>(0, [&](int j) LOMIX_INLINE { x = x * Vec<T>::loadu(of[j + 1] + at); });
+      repeat<kSize - 1>([&](int j) LOMIX_INLINE { x = x * Vec<T>::loadu(of[j + 1] + at); });
       return x;
     };
     make_logits<kPass>(
@@ -188,18 +188,18 @@ inline LOMIX_INLINE void make_cat_row(const Tile<T>& tile, const BlendedRows<kSi
   const T* one_hot = tile.one_hot;
   T* map = tile.map;
   Vec<T> top[N], own[N];
-  repeat<N>(0, [&](int n) LOMIX_INLINE {
+  repeat<N>([&](int n) LOMIX_INLINE {
     top[n] = Vec<T>(-std::numeric_limits<T>::infinity());
     own[n] = Vec<T>(0);
   });
   int64_t at = p, row = v;
   for (int c = 0; c < C; ++c, at += kTilePixels, row += kTileWidth) {
     Vec<T> x[N];
-    repeat<N>(0, [&](int n) LOMIX_INLINE { x[n] = Vec<T>(bias[c]); });
-    repeat<kSize>(0, [&](int j) LOMIX_INLINE {
-      repeat<N>(0, [&](int n) LOMIX_INLINE { x[n] = rows.add(j, row + n * kV, x[n]); });
+    repeat<N>([&](int n) LOMIX_INLINE { x[n] = Vec<T>(bias[c]); });
+    repeat<kSize>([&](int j) LOMIX_INLINE {
+      repeat<N>([&](int n) LOMIX_INLINE { x[n] = rows.add(j, row + n * kV, x[n]); });
     });
-    repeat<N>(0, [&](int n) LOMIX_INLINE {
+    repeat<N>([&](int n) LOMIX_INLINE {
       x[n].store(map + at + n * kV);
       top[n] = larger(x[n], top[n]);
       if constexpr (kPass == Pass::kForward) {
@@ -207,7 +207,7 @@ inline LOMIX_INLINE void make_cat_row(const Tile<T>& tile, const BlendedRows<kSi
       }
     });
   }
-  repeat<N>(0, [&](int n) LOMIX_INLINE {
+  repeat<N>([&](int n) LOMIX_INLINE {
     top[n].store(tile.top + p + n * kV);
     if constexpr (kPass == Pass::kForward) (top[n] - own[n]).store(tile.margin + p + n * kV);
   });
@@ -239,22 +239,22 @@ void make_awf(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale
     const Vec<T> unit(kLog2E<T>);
     const int64_t pitch = tile.columns * kV;
     Vec<T> start[kSize];
-    repeat<kSize>(0, [&](int j) LOMIX_INLINE { start[j] = Vec<T>(bias[subset.first_pair + j]); });
+    repeat<kSize>([&](int j) LOMIX_INLINE { start[j] = Vec<T>(bias[subset.first_pair + j]); });
     for (int64_t r = 0; r < tile.rows; ++r) {
       const BlendedRows<kSize, T> blended(tile, subset, subset.awf_row, rows, r);
       T* at = tile.attention + r * pitch;
       for (int64_t v = 0; v < pitch; v += kV, at += kV) {
         Vec<T> score[kSize], top, sum;
-        repeat<kSize>(0, [&](int j) LOMIX_INLINE {
+        repeat<kSize>([&](int j) LOMIX_INLINE {
           score[j] = blended.add(j, v, start[j]);
           top = j == 0 ? score[j] : larger(score[j], top);
         });
-        repeat<kSize>(0, [&](int j) LOMIX_INLINE {
+        repeat<kSize>([&](int j) LOMIX_INLINE {
           score[j] = exp2_softmax(score[j] - top);
           sum = j == 0 ? score[j] : sum + score[j];
         });
         const Vec<T> inverse = Vec<T>(1) / sum;
-        repeat<kSize>(0, [&](int j) LOMIX_INLINE {
+        repeat<kSize>([&](int j) LOMIX_INLINE {
           const Vec<T> attention = score[j] * inverse;
           attention.store(at + j * kTilePixels);
           (attention * unit).store(at + (kSize + j) * kTilePixels);
@@ -269,7 +269,7 @@ void make_awf(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale
     const T* attention = tile.attention + kSize * kTilePixels;  // times log2(e)
     const auto weighted = [&](const T* const* of, int64_t p, int64_t at) LOMIX_INLINE {
       Vec<T> x = Vec<T>::loadu(attention + p) * Vec<T>::loadu(of[0] + at);
-      repeat<kSize - 1>(0, [&](int j) LOMIX_INLINE {
+      repeat<kSize - 1>([&](int j) LOMIX_INLINE {
         x = at::vec::fmadd(Vec<T>::loadu(attention + (j + 1) * kTilePixels + p), Vec<T>::loadu(of[j + 1] + at), x);
       });
       return x;

@@ -15,10 +15,15 @@ enum class LabelType : int { kUInt8, kInt8, kInt16, kInt32, kInt64 };
 // Pixels that an axis table is padded with, by its last entry: a whole vector may be read from any pixel.
 constexpr int64_t kAxisPadding = 64;
 
-// A tile is up to kTileRows output rows of kTileWidth pixels; small, so that what a map reads lies in L1.
+// A tile is up to kTileRows output rows of kTileWidth pixels; small, so that what a map reads lies in L1. Arrays of the
+// tile's pixels are kTilePixels long: an odd number of cache lines, so that the same pixel of many classes spreads over
+// all sets of that cache.
 constexpr int64_t kTileRows = 8;
 constexpr int64_t kTileWidth = 32;
 constexpr int64_t kTilePixels = kTileRows * kTileWidth + 16;
+
+// Additions of floats into one lane before they are carried over to doubles.
+constexpr int64_t kMostAdditions = 1024;
 
 // Linear interpolation along one axis: out[i] = (1 - frac[i]) * in[lo[i]] + frac[i] * in[hi[i]].
 // Index has the width of T because SIMD gathers want it so.

@@ -58,9 +58,8 @@ void multiply(const T* a, int64_t rows, int64_t row_stride, int64_t inner_stride
 // whose lanes are summed all at once. Floats: each is the sum of a bounded number of parts, see RowGrads.
 template <typename T>
 struct OuterSums {
-  static constexpr int64_t kRows = 4;
+  static constexpr int64_t kRows = kWidth<T> < 4 ? kWidth<T> : 4;  // `rows`, a multiple of 4, is one of it too
   static constexpr int64_t kColumns = kWidth<T> / kRows;
-  static_assert(kColumns >= 1);
 
   int64_t rows, columns;  // padded to whole blocks
   T* sums;                // [rows / kRows, columns / kColumns, kRows, kColumns]

@@ -28,8 +28,8 @@ class RowGrads : public ScaleRows<T> {
     raw_grad_ = arena.take_zeros<T>(scale.slots * most_tiles * C_ * kTileWidth);
     projected_grad_ = arena.take_zeros<T>(scale.slots * most_tiles * scale.rows_padded * kTileWidth);
     entered_ = arena.take<int64_t>(scale.slots);
-    pitch_ = (C_ + kV - 1) / kV * kV;
-    native_ = scale.identity ? nullptr : arena.take<T>(scale.size[2] * pitch_);
+    class_pitch_ = (C_ + kV - 1) / kV * kV;
+    narrow_ = scale.identity ? nullptr : arena.take<T>(scale.size[2] * class_pitch_);
     const int64_t columns = OuterSums<T>::padded(C_ + 1);
     outer_ = {scale.rows_padded, columns, arena.take_zeros<T>(scale.rows_padded * columns)};
     constant_ = arena.take_zeros<T>(2 * kTileWidth);  // a row of zeros, a row of ones
@@ -39,15 +39,16 @@ class RowGrads : public ScaleRows<T> {
     for (int64_t i = 0; i < kTileWidth; ++i) constant_[kTileWidth + i] = T(1);
   }
 
-  void start(const Unit& unit, int64_t z, int64_t x, int64_t tiles) {
+  // `d` [rows, C + 1] takes the gradient of the projection, and of what is added to its result.
+  void start(const Unit& unit, int64_t z, int64_t x, int64_t tiles, double* d) {
     unit_ = &unit;
+    total_ = d;
     ScaleRows<T>::start(unit.batch, z, x, tiles);
   }
 
   // Make room for the gradients of all rows that output rows [y, y_end) blend.
   void ensure(int64_t y, int64_t y_end) {
     num_spreads_ = 0;
-    // Every row that these output rows touch has a place in spreads_, in the order of entering.
     const auto enter = [&](int64_t slot) { entered_[num_entered_++] = slot; };
     num_entered_ = 0;
     ScaleRows<T>::ensure(y, y_end, [&](int64_t slot, int64_t n) { flush(slot, n); }, enter);
@@ -80,9 +81,10 @@ class RowGrads : public ScaleRows<T> {
     }
   }
 
-  // Add the gradient of the projection, and of what is added to its result, to d [rows, C + 1].
-  void drain(double* d) const {
-    if (this->scale().used) outer_.drain(this->scale().rows, C_ + 1, d);
+  // Carry what has been added up in floats over to the doubles.
+  void drain() {
+    if (this->scale().used) outer_.drain(this->scale().rows, C_ + 1, total_);
+    flushes_ = 0;
   }
 
  private:
@@ -140,14 +142,14 @@ class RowGrads : public ScaleRows<T> {
     constexpr int64_t kV = kWidth<T>;
     const int64_t pitch = tile.columns * kV;
     Vec<T> weight[kCount];
-    repeat<kCount>(0, [&](int i) LOMIX_INLINE { weight[i] = Vec<T>(from.weight[skip + i]); });
+    repeat<kCount>([&](int i) LOMIX_INLINE { weight[i] = Vec<T>(from.weight[skip + i]); });
     const T* first = grad + (from.first + skip) * pitch;
     for (int64_t k = 0; k < rows; ++k) {
       for (int64_t v = 0; v < pitch; v += kV) {
         T* at = to + k * kTileWidth + v;
         Vec<T> sum(0);
         if constexpr (!kFresh) sum = Vec<T>::loadu(at);
-        repeat<kCount>(0, [&](int i) LOMIX_INLINE {
+        repeat<kCount>([&](int i) LOMIX_INLINE {
           sum = at::vec::fmadd(weight[i], Vec<T>::loadu(first + k * kTilePixels + i * pitch + v), sum);
         });
         sum.store(at);
@@ -168,6 +170,7 @@ class RowGrads : public ScaleRows<T> {
         step_[c] = real ? C_ * kTileWidth : 0;
       }
       outer_.add(projected_grad(slot, 0), kTileWidth, tiles, kVectors, column_, step_);
+      if (++flushes_ == kMostAdditions) drain();
       for (int64_t t = 0; t < tiles; ++t) {
         multiply<true>(scale.projection, C_, 1, C_, scale.rows, projected_grad(slot, t), kTileWidth, kVectors,
                        raw_grad(slot, t), kTileWidth);
@@ -191,7 +194,7 @@ class RowGrads : public ScaleRows<T> {
   }
 
   // Adjoint of the interpolation along x, for a vector of classes from c on: from [tiles, C, kTileWidth] to
-  // native_ [columns, pitch]. A native column is written once, when no pixel to come can touch it.
+  // narrow_ [columns, class_pitch]. A native column is written once, when no pixel to come can touch it.
   void narrow(const T* from, int64_t c) {
     using Index = typename Axis<T>::Index;
     constexpr int64_t kV = kWidth<T>;
@@ -201,7 +204,7 @@ class RowGrads : public ScaleRows<T> {
     const Vec<Index> offset = Vec<Index>::loadu(offsets);
     int64_t column = this->first_column();
     const auto put = [&](int64_t at, const Vec<T>& value) {
-      value.store(native_ + (at - this->first_column()) * pitch_ + c);
+      value.store(narrow_ + (at - this->first_column()) * class_pitch_ + c);
     };
     Vec<T> lo_sum(0), hi_sum(0);  // of `column` and of the one after it
     for (int64_t i = 0; i < this->count(); ++i) {
@@ -225,14 +228,14 @@ class RowGrads : public ScaleRows<T> {
     }
   }
 
-  // Add weight * native_ to the unit's private gradient, [nz, ny, w, C].
+  // Add weight * narrow_ to the unit's private gradient, [nz, ny, w, C].
   void add_native(T weight, int64_t native_z, int64_t native_y) const {
     const Scale<T>& scale = this->scale();
     const int64_t row =
         (native_z - unit_->native_z[index_]) * unit_->native_ny[index_] + (native_y - unit_->native_y[index_]);
     T* to = problem_.native_grads + unit_->native_offset[index_] + (row * scale.size[2] + this->first_column()) * C_;
     for (int64_t i = 0; i < this->num_columns(); ++i) {
-      for (int64_t c = 0; c < C_; ++c) to[i * C_ + c] += weight * native_[i * pitch_ + c];
+      for (int64_t c = 0; c < C_; ++c) to[i * C_ + c] += weight * narrow_[i * class_pitch_ + c];
     }
   }
 
@@ -241,13 +244,15 @@ class RowGrads : public ScaleRows<T> {
   int64_t C_;
   T* raw_grad_ = nullptr;        // as ScaleRows::raw
   T* projected_grad_ = nullptr;  // as ScaleRows::projected
-  T* native_ = nullptr;          // [columns of the block, pitch]
-  int64_t pitch_ = 0;
+  T* narrow_ = nullptr;          // [native columns of the block, class_pitch]
+  int64_t class_pitch_ = 0;
   OuterSums<T> outer_{};
   T* constant_ = nullptr;
   const T** column_ = nullptr;
   int64_t* step_ = nullptr;
+  int64_t flushes_ = 0;  // since the last drain
   const Unit* unit_ = nullptr;
+  double* total_ = nullptr;
   RowSpread<T> spreads_[2 * kTileRows];
   int num_spreads_ = 0;
   int64_t* entered_ = nullptr;  // [slots], rows new in this group

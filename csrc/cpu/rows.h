@@ -89,7 +89,6 @@ class ScaleRows {
 
   const Scale<T>& scale() const { return scale_; }
   int64_t z() const { return z_; }
-  int64_t batch() const { return batch_; }
   int64_t x() const { return x_; }
   int64_t count() const { return count_; }  // output columns of the block that exist
   int64_t tiles() const { return tiles_; }

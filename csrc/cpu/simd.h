@@ -25,15 +25,11 @@ inline constexpr int64_t kWidth = Vec<T>::size();
 // For lambdas that hold vectors of a caller: as calls of their own they would pass registers through memory.
 #define LOMIX_INLINE __attribute__((always_inline))
 
-// Call f(0) .. f(n - 1): unrolled with constants where kN says how many there are, else in a loop of n.
+// Call f(0) .. f(kN - 1), unrolled.
 template <int kN, typename F>
-inline LOMIX_INLINE void repeat(int n, const F& f) {
-  if constexpr (kN > 0) {
-    [&]<int... i>(std::integer_sequence<int, i...>)
-        LOMIX_INLINE { (f(i), ...); }(std::make_integer_sequence<int, kN>{});
-  } else {
-    for (int i = 0; i < n; ++i) f(i);
-  }
+inline LOMIX_INLINE void repeat(const F& f) {
+  const auto call = [&]<int... i>(std::integer_sequence<int, i...>) LOMIX_INLINE { (f(i), ...); };
+  call(std::make_integer_sequence<int, kN>{});
 }
 
 // Largest of two. A NaN in `x` stays; one in `top` may be lost, as in the instruction.
@@ -63,8 +59,9 @@ inline Vec<float> exp2_softmax<float>(const Vec<float>& t) {
 #elif defined(CPU_CAPABILITY_AVX2)
 template <>
 inline Vec<float> exp2_softmax<float>(const Vec<float>& given) {
-  // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits, ready to be shifted into the exponent.
-  const __m256 magic = _mm256_set1_ps(12582912.0f);
+  // Adding 1.5 * 2^23 + 127 rounds to a whole number n and leaves n + 127 in the low bits: shifted into the exponent, that
+  // is 2^n. A product with it, and not a sum of bits, keeps a NaN.
+  const __m256 magic = _mm256_set1_ps(12582912.0f + 127.0f);
   const __m256 t = _mm256_max_ps(_mm256_set1_ps(-126.0f), given);
   const __m256 shifted = _mm256_add_ps(t, magic);
   const __m256 r = _mm256_sub_ps(t, _mm256_sub_ps(shifted, magic));
@@ -73,8 +70,7 @@ inline Vec<float> exp2_softmax<float>(const Vec<float>& given) {
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.240222424f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.693147004f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-  const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+  return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
 }
 #else
 template <>
@@ -111,7 +107,8 @@ template <>
 inline void split_exponent<float>(Vec<float>& x, Vec<float>& exponents) {
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i exponent = _mm256_sub_epi32(_mm256_srli_epi32(bits, 23), _mm256_set1_epi32(127));
-  exponents = _mm256_add_ps(exponents, _mm256_cvtepi32_ps(exponent));
+  const __m256 is_nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);  // has no exponent, and must not become a number
+  exponents = _mm256_add_ps(exponents, _mm256_blendv_ps(_mm256_cvtepi32_ps(exponent), x, is_nan));
   const __m256i mantissa = _mm256_and_si256(bits, _mm256_set1_epi32(0x007fffff));
   x = _mm256_castsi256_ps(_mm256_or_si256(mantissa, _mm256_set1_epi32(0x3f800000)));
 }
@@ -232,7 +229,8 @@ inline Vec<float> pick<float, int32_t>(const float* base, const Vec<int32_t>& in
 }
 #endif
 
-// Treats subnormal numbers as zero while it lives, on this thread: they are slow, and nothing here needs them.
+// Treats subnormal numbers as zero while it lives, on this thread: they are slow, and nothing here needs them. Elsewhere
+// than with AVX2 and AVX-512 it does nothing; results do not depend on it.
 class FlushSubnormals {
  public:
 #if defined(LOMIX_X86_VECTORS)

@@ -42,18 +42,18 @@ void exponentiate(const Tile<T>& tile) {
   const T* exists = tile.exists;
   for_blocks<T>(tile.pixels(), [&]<int N>(int64_t p) LOMIX_INLINE {
     Vec<T> top[N], sum[N];
-    repeat<N>(0, [&](int n) LOMIX_INLINE {
+    repeat<N>([&](int n) LOMIX_INLINE {
       top[n] = Vec<T>::loadu(top_at + p + n * kV);
       sum[n] = Vec<T>(0);
     });
     for (int64_t at = p; at < end; at += kTilePixels) {
-      repeat<N>(0, [&](int n) LOMIX_INLINE {
+      repeat<N>([&](int n) LOMIX_INLINE {
         const Vec<T> e = exp2_softmax(Vec<T>::loadu(map + at + n * kV) - top[n]);
         e.store(map + at + n * kV);
         sum[n] = sum[n] + e;
       });
     }
-    repeat<N>(0, [&](int n) LOMIX_INLINE {
+    repeat<N>([&](int n) LOMIX_INLINE {
       sum[n].store(sum_at + p + n * kV);
       (Vec<T>::loadu(exists + p + n * kV) / sum[n]).store(inverse_at + p + n * kV);
     });
@@ -72,25 +72,25 @@ void push_gradient(const Tile<T>& tile, const T* grad, T* to) {
   const T *g_i = grad + 1, *g_q = grad + 1 + C;
   for_blocks<T>(tile.pixels(), [&]<int N>(int64_t p) LOMIX_INLINE {
     Vec<T> inverse[N], dot[N];
-    repeat<N>(0, [&](int n) LOMIX_INLINE {
+    repeat<N>([&](int n) LOMIX_INLINE {
       inverse[n] = Vec<T>::loadu(inverse_at + p + n * kV);
       dot[n] = Vec<T>(0);
     });
     int64_t at = p;
     for (int c = 0; c < C; ++c, at += kTilePixels) {
       const Vec<T> i(g_i[c]), q(g_q[c]);
-      repeat<N>(0, [&](int n) LOMIX_INLINE {
+      repeat<N>([&](int n) LOMIX_INLINE {
         const Vec<T> s = Vec<T>::loadu(map + at + n * kV) * inverse[n];
         s.store(to + at + n * kV);
         const Vec<T> slope = at::vec::fmadd(Vec<T>::loadu(one_hot + at + n * kV), i, kSquared ? q * s : q);
         dot[n] = at::vec::fmadd(s, slope, dot[n]);
       });
     }
-    repeat<N>(0, [&](int n) LOMIX_INLINE { dot[n] = g_ce - dot[n]; });
+    repeat<N>([&](int n) LOMIX_INLINE { dot[n] = g_ce - dot[n]; });
     at = p;
     for (int c = 0; c < C; ++c, at += kTilePixels) {
       const Vec<T> i(g_i[c]), q(g_q[c]);
-      repeat<N>(0, [&](int n) LOMIX_INLINE {
+      repeat<N>([&](int n) LOMIX_INLINE {
         const Vec<T> s = Vec<T>::loadu(to + at + n * kV), hot = Vec<T>::loadu(one_hot + at + n * kV);
         const Vec<T> slope = kSquared ? at::vec::fmadd(q, s, dot[n]) : q + dot[n];
         at::vec::fmsub(s, at::vec::fmadd(hot, i, slope), g_ce * hot).store(to + at + n * kV);

@@ -43,20 +43,20 @@ void add_dice_of(const Tile<T>& tile, int c, T* groups) {
   const T *map = tile.map + c * kTilePixels, *one_hot = tile.one_hot + c * kTilePixels, *inverse_at = tile.inverse;
   constexpr int kGroups = (kCount + kGroup<T> - 1) / kGroup<T>;
   Vec<T> i[kGroups * kGroup<T>], q[kGroups * kGroup<T>];
-  repeat<kGroups * kGroup<T>>(0, [&](int k) LOMIX_INLINE {
+  repeat<kGroups * kGroup<T>>([&](int k) LOMIX_INLINE {
     i[k] = Vec<T>(0);
     q[k] = Vec<T>(0);
   });
   for (int64_t p = 0; p < pixels; p += kV) {
     const Vec<T> inverse = Vec<T>::loadu(inverse_at + p);
-    repeat<kCount>(0, [&](int k) LOMIX_INLINE {
+    repeat<kCount>([&](int k) LOMIX_INLINE {
       const Vec<T> s = Vec<T>::loadu(map + k * kTilePixels + p) * inverse;
       i[k] = at::vec::fmadd(s, Vec<T>::loadu(one_hot + k * kTilePixels + p), i[k]);
       q[k] = kSquared ? at::vec::fmadd(s, s, q[k]) : q[k] + s;
     });
   }
   T* to = groups + c / kGroup<T> * kV;
-  repeat<kGroups>(0, [&](int g) LOMIX_INLINE {
+  repeat<kGroups>([&](int g) LOMIX_INLINE {
     const int k = g * kGroup<T>;
     Vec<T> sums;
     if constexpr (kGroup<T> == 1) {

@@ -33,27 +33,27 @@ void unmix_members(const Tile<T>& tile, const Subset& subset, const SubsetGrads<
   }
   for (int64_t p = 0; p < pixels; p += kV) {
     Vec<T> attention[kSize], along[kSize];
-    repeat<kSize>(0, [&](int j) LOMIX_INLINE {
+    repeat<kSize>([&](int j) LOMIX_INLINE {
       attention[j] = grads.awf == nullptr ? Vec<T>(0) : Vec<T>::loadu(attention_at + j * kTilePixels + p);
       along[j] = Vec<T>(0);
     });
     for (int64_t at = p; at < C * kTilePixels; at += kTilePixels) {
       Vec<T> sum[kSize], member[kSize];
-      repeat<kSize>(0, [&](int j) LOMIX_INLINE {
+      repeat<kSize>([&](int j) LOMIX_INLINE {
         sum[j] = Vec<T>::loadu(to[j] + at);
         member[j] = Vec<T>::loadu(value[j] + at);
       });
       if (grads.add != nullptr) {
         const Vec<T> d = Vec<T>::loadu(grads.add + at);
-        repeat<kSize>(0, [&](int j) LOMIX_INLINE { sum[j] = sum[j] + d; });
+        repeat<kSize>([&](int j) LOMIX_INLINE { sum[j] = sum[j] + d; });
       }
       if (grads.mul != nullptr) {
         Vec<T> before[kSize];  // d_mul and the members before j
         before[0] = Vec<T>::loadu(grads.mul + at);
-        repeat<kSize - 1>(0, [&](int j) LOMIX_INLINE { before[j + 1] = before[j] * member[j]; });
+        repeat<kSize - 1>([&](int j) LOMIX_INLINE { before[j + 1] = before[j] * member[j]; });
         Vec<T> after = member[kSize - 1];
         sum[kSize - 1] = sum[kSize - 1] + before[kSize - 1];
-        repeat<kSize - 1>(0, [&](int i) LOMIX_INLINE {
+        repeat<kSize - 1>([&](int i) LOMIX_INLINE {
           const int j = kSize - 2 - i;
           sum[j] = at::vec::fmadd(before[j], after, sum[j]);
           if (j > 0) after = after * member[j];
@@ -61,18 +61,17 @@ void unmix_members(const Tile<T>& tile, const Subset& subset, const SubsetGrads<
       }
       if (grads.awf != nullptr) {
         const Vec<T> d = Vec<T>::loadu(grads.awf + at);
-        repeat<kSize>(0, [&](int j) LOMIX_INLINE {
+        repeat<kSize>([&](int j) LOMIX_INLINE {
           sum[j] = at::vec::fmadd(attention[j], d, sum[j]);
           along[j] = at::vec::fmadd(d, member[j], along[j]);
         });
       }
-      repeat<kSize>(0, [&](int j) LOMIX_INLINE { sum[j].store(to[j] + at); });
+      repeat<kSize>([&](int j) LOMIX_INLINE { sum[j].store(to[j] + at); });
     }
     if (grads.awf == nullptr) continue;
     Vec<T> mean(0);
-    repeat<kSize>(0, [&](int j) LOMIX_INLINE { mean = at::vec::fmadd(attention[j], along[j], mean); });
-    repeat<kSize>(0,
-                  [&](int j) LOMIX_INLINE { (attention[j] * (along[j] - mean)).store(scores + j * kTilePixels + p); });
+    repeat<kSize>([&](int j) LOMIX_INLINE { mean = at::vec::fmadd(attention[j], along[j], mean); });
+    repeat<kSize>([&](int j) LOMIX_INLINE { (attention[j] * (along[j] - mean)).store(scores + j * kTilePixels + p); });
   }
 }
 
