@@ -106,13 +106,13 @@ def _eager_bytes(case: Case) -> int:
     return (3 * case.plan.num_scales + 8) * map_bytes(case)
 
 
-def _floor(what: str, accurate: bool) -> Contender:
+def _floor(function: str, whose: str) -> Contender:
     return Contender(
-        f"nothing but the exponentials that cannot be avoided, by at::vec's {what}",
-        lambda problem: floor.prepare(problem, accurate),
+        f"nothing but the exponentials that cannot be avoided, by {whose}",
+        lambda problem: floor.prepare(problem, function),
         floor.why_not,
         lambda case: 0,
-        own_errors=lambda: floor.errors(accurate),
+        own_errors=lambda: floor.errors(function),
     )
 
 
@@ -129,8 +129,9 @@ CONTENDERS: dict[str, Contender] = {
         'LoMixLoss(impl="eager"), PyTorch recomputing one map at a time', _module("eager"), _always, _eager_bytes
     ),
     "official": Contender("as the authors' released code does it", _official, _always, _official_bytes),
-    "exp_floor": _floor("exp_u20", accurate=False),
-    "exp_floor_accurate": _floor("exp", accurate=True),
+    "exp_floor": _floor("exp_u20", "at::vec's exp_u20"),
+    "exp_floor_accurate": _floor("exp", "at::vec's exp"),
+    "exp_floor_own": _floor("own", "the fused kernel's own exp2"),
 }
 
 

@@ -1,5 +1,8 @@
 """The floor: how many exponentials a step cannot avoid, and contenders that compute those and nothing else.
 
+By whose exponential makes a difference: at::vec's exp_u20 is the yardstick of the promise, its accurate exp and the
+kernel's own exp2 are timed beside it. The kernel's own is the quickest, so over it a step looks worse.
+
 Every softmax entry that is no product of others needs an exponential, forward and again backward, since no map is
 kept. A floor takes part in the rounds as if it were a loss: forward computes the exponentials of the forward pass,
 backward those of the backward pass, on as many threads as torch uses. Its gate is that they are exponentials.
@@ -26,6 +29,8 @@ from .prepared import Prepared
 from .problem import Problem
 
 _SOURCE = Path(__file__).with_name("exp_floor.cpp")
+# In the order of the enum in exp_floor.cpp.
+FUNCTIONS = ("exp_u20", "exp", "own")
 _FOLDER = build_cpp.ROOT / "build" / "exp_floor"
 
 
@@ -40,24 +45,25 @@ def exponentials(plan: MixPlan, classes: int) -> int:
     return classes * (len(plain) + mixed) + (plan.num_pairs if plan.uses_awf else 0)
 
 
-def prepare(problem: Problem, accurate: bool) -> Prepared:
+def prepare(problem: Problem, function: str) -> Prepared:
     """As many exponentials as the problem's forward pass needs, and the same again in the backward pass.
 
     Args:
         problem: only its sizes and its plan matter.
-        accurate: at::vec's exp(), or else its exp_u20(), which is faster and allows an error of 20 units.
+        function: out of `FUNCTIONS`: at::vec's exp_u20, which allows an error of 20 units, or its accurate exp, or the
+            kernel's own.
     """
     case = problem.case
     count = exponentials(case.plan, case.classes) * case.batch * case.pixels
     anchor = torch.zeros((), requires_grad=True)
-    return Prepared(lambda: _Exponentials.apply(anchor, count, accurate), {})
+    return Prepared(lambda: _Exponentials.apply(anchor, count, function), {})
 
 
-def errors(accurate: bool) -> dict[str, float]:
+def errors(function: str) -> dict[str, float]:
     """Largest relative error of the exponentials timed, on arguments from -8 to 0, under the name "exponential"."""
     x = torch.linspace(-8, 0, 10_001)
     y = torch.full_like(x, torch.nan)
-    _library().exp_floor_values(x.data_ptr(), y.data_ptr(), x.numel(), int(accurate))
+    _library().exp_floor_values(x.data_ptr(), y.data_ptr(), x.numel(), FUNCTIONS.index(function))
     exact = x.double().exp()
     return {"exponential": float(((y.double() - exact) / exact).abs().max().nan_to_num(torch.inf))}
 
@@ -74,12 +80,12 @@ def why_not() -> str | None:
 
 
 class _Exponentials(torch.autograd.Function):
-    """`count` exponentials in the forward pass and `count` in the backward pass; the value is one of them."""
+    """`count` exponentials in the forward pass and `count` in the backward pass; the value is a sum of some."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, count: int, accurate: bool) -> Tensor:
-        ctx.work = count, accurate
-        return anchor.new_tensor(_run(count, accurate))
+    def forward(ctx: Any, anchor: Tensor, count: int, function: str) -> Tensor:
+        ctx.work = count, function
+        return anchor.new_tensor(_run(count, function))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
@@ -87,13 +93,14 @@ class _Exponentials(torch.autograd.Function):
         return None, None, None
 
 
-def _run(count: int, accurate: bool) -> float:
-    return float(_library().exp_floor_run(count, torch.get_num_threads(), int(accurate)))
+def _run(count: int, function: str) -> float:
+    return float(_library().exp_floor_run(count, torch.get_num_threads(), FUNCTIONS.index(function)))
 
 
 def _path() -> Path:
     """Where the library for this source, torch and capability lives once it is compiled."""
-    key = hashlib.sha256(_SOURCE.read_bytes() + str(torch.__version__).encode()).hexdigest()[:12]
+    sources = _SOURCE.read_bytes() + (build_cpp.ROOT / "csrc/cpu/simd.h").read_bytes()
+    key = hashlib.sha256(sources + str(torch.__version__).encode()).hexdigest()[:12]
     return _FOLDER / f"{key}.{_capability()}.so"
 
 

@@ -23,6 +23,7 @@ _COLOURS = {
     "official": "#d55e00",
     "exp_floor": "#666666",
     "exp_floor_accurate": "#999999",
+    "exp_floor_own": "#bbbbbb",
 }
 _NAMES = {
     "fused": "lomix_fast",
@@ -32,6 +33,7 @@ _NAMES = {
     "official": "official-style",
     "exp_floor": "its exponentials alone",
     "exp_floor_accurate": "its exponentials, accurate",
+    "exp_floor_own": "its exponentials, by its own exp2",
 }
 _WIDTH = 8.4
 

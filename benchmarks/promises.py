@@ -217,6 +217,7 @@ PROMISES: tuple[Promise, ...] = (
 # Measured beside what the promises compare, so that a run says more than whether they hold.
 _BESIDES = (
     ("synapse2d", Who("exp_floor_accurate")),
+    ("synapse2d", Who("exp_floor_own")),
     ("threads", Who("exp_floor")),
     ("isa", Who(capability="DEFAULT")),
     ("patch3d14", Who()),

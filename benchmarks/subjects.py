@@ -102,7 +102,7 @@ def _comparison(case: str, title: str, contenders: Sequence[str], rare: Sequence
     return Subject(case, title, tuple(Entry(one, name, every=4 if name in rare else 1) for name in contenders), rounds)
 
 
-_ALL = ("fused", "compile", "plain", "eager", "official", "exp_floor", "exp_floor_accurate")
+_ALL = ("fused", "compile", "plain", "eager", "official", "exp_floor", "exp_floor_accurate", "exp_floor_own")
 _NOT_COMPILED = tuple(name for name in _ALL if name != "compile")
 _OTHERS = "fused against other implementations"
 _TRY = "to try the harness; times mean nothing"

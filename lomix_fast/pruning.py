@@ -114,8 +114,8 @@ class PrunedMaps(nn.Module):
         as AdamW takes them down nearly together, so choose a threshold far under the weights that matter.
 
         A dropped weight moves by momentum and weight decay alone. If it rises to the threshold, the next choice takes
-        its map back. Equal weights give the same choice, so the ranks of a distributed job agree, as long as each of them
-        calls this where one does.
+        its map back. Equal weights give the same choice, so the ranks of a distributed job agree, as long as all of
+        them call this where one does.
 
         To resume bit for bit: the choice is not in the state dict; after load_state_dict the next training call
         chooses. Call this whenever you save (on every rank), so that the run that goes on has chosen from the same

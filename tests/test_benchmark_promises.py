@@ -156,7 +156,7 @@ def test_check_measures_what_is_compared_and_little_more() -> None:
     assert subjects_needed() == ("synapse2d", "threads", "pixels2d", "pixels3d", "classes", "isa", "build", "patch3d14")
     taken = {name: SUBJECTS[name].keeping(lambda e, n=name: is_needed(n, e)).entries for name in SUBJECTS}
     contenders = [e.contender for e in taken["synapse2d"]]
-    assert contenders == ["fused", "compile", "plain", "official", "exp_floor", "exp_floor_accurate"]
+    assert contenders == ["fused", "compile", "plain", "official", "exp_floor", "exp_floor_accurate", "exp_floor_own"]
     assert [e.one.case.classes for e in taken["classes"]] == [4, 5, 8, 9, 14, 16, 24, 32]
     assert len(taken["pixels2d"]) == len(taken["pixels3d"]) == 5 and len(taken["patch3d14"]) == 3
     assert {e.threads for e in taken["threads"] if e.contender == "fused"} == {1, 2}
@@ -217,26 +217,27 @@ def test_the_floor_counts_what_cannot_be_avoided() -> None:
 
 @NEEDS_FLOOR
 def test_the_floor_does_its_count_forward_and_again_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[tuple[int, bool]] = []
-    monkeypatch.setattr(floor, "_run", lambda count, accurate: done.append((count, accurate)) or 1.0)
+    done: list[tuple[int, str]] = []
+    monkeypatch.setattr(floor, "_run", lambda count, function: done.append((count, function)) or 1.0)
     problem = make_problem(CASES["tiny2d"].case)
     prepared = CONTENDERS["exp_floor"].prepare(problem)
     loss = prepared.loss()
-    assert done == [(361 * 2 * 32 * 32, False)]
+    assert done == [(361 * 2 * 32 * 32, "exp_u20")]
     loss.backward()
-    assert done == [(361 * 2 * 32 * 32, False)] * 2 and sum(n for n, _ in done) == 722 * 2 * 32 * 32
-    CONTENDERS["exp_floor_accurate"].prepare(problem).loss()
-    assert done[-1][1] is True
+    assert done == [(361 * 2 * 32 * 32, "exp_u20")] * 2 and sum(n for n, _ in done) == 722 * 2 * 32 * 32
+    for name, function in (("exp_floor_accurate", "exp"), ("exp_floor_own", "own")):
+        CONTENDERS[name].prepare(problem).loss()
+        assert done[-1][1] == function
 
 
 @NEEDS_FLOOR
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("accurate", [False, True])
-def test_the_floor_computes_exponentials(accurate: bool, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("function", floor.FUNCTIONS)
+def test_the_floor_computes_exponentials(function: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    buffer = -8 * torch.arange(4096, dtype=torch.float64) / 4096
-    assert floor._run(3 * 4096 - 5, accurate) == pytest.approx(3 * float(buffer.exp().sum()), rel=1e-5)
-    found = floor.errors(accurate)
+    of_each = (-8 * torch.arange(700, dtype=torch.float64) / 2048).exp()  # one of each buffer of 2048
+    assert floor._run(700 * 2048 - 5, function) == pytest.approx(float(of_each.sum()), rel=1e-6)
+    found = floor.errors(function)
     assert 0 < found["exponential"] < 1e-6
     small = CASES["tiny2d"].small
     gate.check("exp_floor", small, found)

@@ -62,7 +62,10 @@ def arguments(**changes: Any) -> list[Any]:
         ({"cat_bias": None}, "cat_weight and cat_bias: got None"),
         ({"awf_weight": torch.randn(1, 3)}, "awf_weight: got shape [1, 3], expected [2, 3]"),
         ({"awf_bias": None}, "awf_weight and awf_bias: got None"),
-        ({"target": torch.zeros(2, 0, 8, dtype=torch.int64)}, "target: got shape [2, 0, 8], expected at least one pixel"),
+        (
+            {"target": torch.zeros(2, 0, 8, dtype=torch.int64)},
+            "target: got shape [2, 0, 8], expected at least one pixel",
+        ),
         ({"logits": [torch.randn(2, 3, 4, 0), torch.randn(2, 3, 8, 8)]}, "logits: got shape [2, 3, 4, 0], expected at"),
         ({"maps": [0, 1, -1]}, "maps: got 3 integers"),
         ({"maps": [9, 1, -1, -1]}, "maps: got operator 9"),

@@ -107,6 +107,14 @@ def test_checkpoints_are_those_of_the_unpruned_loss() -> None:
     assert pruned.dropped_maps == ()
 
 
+def test_dropping_maps_adds_no_buffer() -> None:
+    """DistributedDataParallel broadcasts buffers by position and AveragedModel pairs them: none may come or go."""
+    criterion = make(["orig_0"])
+    before = [name for name, _ in criterion.named_buffers()]
+    criterion.update_pruning()
+    assert criterion.dropped_maps and [name for name, _ in criterion.named_buffers()] == before
+
+
 def test_loading_chooses_again_at_the_next_training_call() -> None:
     source, criterion = make(["mul_0_1"]), make(["orig_0"])
     whole = torch.nn.ModuleDict({"loss": criterion})

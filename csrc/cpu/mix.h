@@ -196,9 +196,8 @@ inline LOMIX_INLINE void make_cat_row(const Tile<T>& tile, const BlendedRows<kSi
   for (int c = 0; c < C; ++c, at += kTilePixels, row += kTileWidth) {
     Vec<T> x[N];
     repeat<N>([&](int n) LOMIX_INLINE { x[n] = Vec<T>(bias[c]); });
-    repeat<kSize>([&](int j) LOMIX_INLINE {
-      repeat<N>([&](int n) LOMIX_INLINE { x[n] = rows.add(j, row + n * kV, x[n]); });
-    });
+    repeat<kSize>([&](int j)
+                      LOMIX_INLINE { repeat<N>([&](int n) LOMIX_INLINE { x[n] = rows.add(j, row + n * kV, x[n]); }); });
     repeat<N>([&](int n) LOMIX_INLINE {
       x[n].store(map + at + n * kV);
       top[n] = larger(x[n], top[n]);

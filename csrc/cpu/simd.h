@@ -59,8 +59,8 @@ inline Vec<float> exp2_softmax<float>(const Vec<float>& t) {
 #elif defined(CPU_CAPABILITY_AVX2)
 template <>
 inline Vec<float> exp2_softmax<float>(const Vec<float>& given) {
-  // Adding 1.5 * 2^23 + 127 rounds to a whole number n and leaves n + 127 in the low bits: shifted into the exponent, that
-  // is 2^n. A product with it, and not a sum of bits, keeps a NaN.
+  // Adding 1.5 * 2^23 + 127 rounds to a whole number n and leaves n + 127 in the low bits: shifted into the exponent,
+  // that is 2^n. A product with it, and not a sum of bits, keeps a NaN.
   const __m256 magic = _mm256_set1_ps(12582912.0f + 127.0f);
   const __m256 t = _mm256_max_ps(_mm256_set1_ps(-126.0f), given);
   const __m256 shifted = _mm256_add_ps(t, magic);
@@ -229,8 +229,8 @@ inline Vec<float> pick<float, int32_t>(const float* base, const Vec<int32_t>& in
 }
 #endif
 
-// Treats subnormal numbers as zero while it lives, on this thread: they are slow, and nothing here needs them. Elsewhere
-// than with AVX2 and AVX-512 it does nothing; results do not depend on it.
+// Treats subnormal numbers as zero while it lives, on this thread: they are slow, and nothing here needs them.
+// Elsewhere than with AVX2 and AVX-512 it does nothing; results do not depend on it.
 class FlushSubnormals {
  public:
 #if defined(LOMIX_X86_VECTORS)
