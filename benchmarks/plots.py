@@ -71,7 +71,7 @@ def draw_comparison(path: Path, title: str, subtitle: str, measurements: Sequenc
     figure, (left, right) = _figure(title, subtitle, 0.42 * len(steps) + 1.7, columns=2)
     for axes, found, value, unit in (
         (left, steps, lambda m: m.p50_ms, "step, ms (log scale)"),
-        (right, peaks, lambda m: m.extra_peak_mib, "extra peak memory, MiB (log scale)"),
+        (right, peaks, lambda m: m.extra_peak_mib, "extra peak, MiB (log scale)"),
     ):
         values = [max(value(m) or 0, 1e-3) for m in found]
         bars = axes.barh([name_of(m.contender) for m in found], values, color=[_colour(m.contender) for m in found])
