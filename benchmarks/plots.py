@@ -89,8 +89,7 @@ def draw_pixels(path: Path, title: str, subtitle: str, measurements: Sequence[Me
     figure, (axes,) = _figure(title, subtitle, 4.2)
     x = [math.prod(m.full) for m in steps]
     _line(axes, x, steps, lambda m: m.ns_per_pixel or 0, lambda m: 1e6 / m.pixels)
-    top = 1.15 * max(m.ns_per_pixel or 0 for m in steps)
-    axes.set(xscale="log", xlabel="size of one sample (batch)", ylabel="step, ns per pixel", ylim=(0, top))
+    axes.set(xscale="log", xlabel="size of one sample (batch)", ylabel="step, ns per pixel", ylim=(0, None))
     axes.set_xticks(x, [f"{size_text(m.full)}\n({m.batch})" for m in steps])
     axes.xaxis.set_minor_locator(NullLocator())
     figure.savefig(path, dpi=110)
