@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import cpu, eager, reference
+from . import cpu, eager, reference, triton_backend
 from .plan import MixPlan
 
 Forward = Callable[[Sequence[Tensor], Tensor, Sequence["Tensor | None"], MixPlan], "tuple[Tensor, Tensor]"]
@@ -49,6 +49,7 @@ BACKENDS: dict[str, Backend] = {
         Backend("reference", _always, reference.forward, reference.backward),
         Backend("eager", _always, eager.forward, eager.backward),
         Backend("cpu", cpu.why_not, cpu.forward, cpu.backward),
+        Backend("triton", triton_backend.why_not, triton_backend.forward, triton_backend.backward),
     )
 }
 

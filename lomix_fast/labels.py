@@ -27,14 +27,14 @@ def class_index(target: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None
     invalid = (index < 0) | (index >= num_classes)
     if target.is_floating_point():
         invalid = invalid | (index != target)
-    if _may_look(target.device):
+    if may_look(target.device):
         if invalid.any():
             raise ValueError(_complaint(target, invalid, num_classes))
         return index, None
     return index.masked_fill(invalid, 0), invalid
 
 
-def _may_look(device: torch.device) -> bool:
+def may_look(device: torch.device) -> bool:
     """Whether labels may be read by the host: always on CPU, elsewhere only when debugging."""
     return device.type == "cpu" or os.environ.get("LOMIX_FAST_DEBUG") == "1"
 

@@ -9,6 +9,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# Without a GPU the Triton kernels run in triton's interpreter, which has to be asked for before triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from interpreter import spare_repeated_patching
+
+    spare_repeated_patching()
+
 # The same examples every time, unless HYPOTHESIS_PROFILE=explore goes looking for new ones.
 _COMMON = {
     "deadline": None,

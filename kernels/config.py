@@ -1,0 +1,142 @@
+"""Launch configurations, from a small table by device and problem."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+
+# Scratch of all programs together, and partial sums of all items, stay under these.
+SCRATCH_BYTES = 128 * 2**20
+PARTIAL_BYTES = 64 * 2**20
+
+MOST_CLASSES = 16  # all in registers at once; more come in vectors of at most _VECTOR
+_VECTOR = 8
+_FEW = 9  # with two pixels a thread
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one kernel is launched.
+
+    Attributes:
+        tile: output pixels of a tile along z, y, x; powers of two.
+        warps: of 32 (AMD: 32 or 64) threads a program.
+        pixels: forward, pixels of a map that a program takes at once; its warps take one map each.
+        block: pixels that a program interpolates at once.
+        per_core: programs for each multiprocessor, at most.
+    """
+
+    tile: tuple[int, int, int]
+    warps: int
+    pixels: int
+    block: int
+    per_core: int
+
+    @property
+    def size(self) -> int:
+        """Pixels of a tile."""
+        return self.tile[0] * self.tile[1] * self.tile[2]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What decides a configuration about a device.
+
+    Attributes:
+        kind: "cuda", "hip" or "interpreter".
+        arch: 80, 90, ... or "gfx942", ...; 0 in the interpreter.
+        cores: multiprocessors.
+        lanes: threads of a warp.
+    """
+
+    kind: str
+    arch: int | str
+    cores: int
+    lanes: int
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which is decided when they are first imported."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+@lru_cache(maxsize=16)
+def target_of(device: torch.device) -> Target:
+    """Describe a device; in the interpreter two programs at a time, so that buffers are shared out as on a GPU."""
+    if interpreted() or device.type == "cpu":
+        return Target("interpreter", 0, 1, 32)
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        arch = properties.gcnArchName.split(":")[0]
+        return Target("hip", arch, properties.multi_processor_count, properties.warp_size)
+    major, minor = torch.cuda.get_device_capability(device)
+    return Target("cuda", major * 10 + minor, properties.multi_processor_count, 32)
+
+
+def vector(classes: int) -> int:
+    """Classes at a time: all of them up to MOST_CLASSES, otherwise parts of nearly the same size."""
+    parts = 1 if classes <= MOST_CLASSES else -(-classes // _VECTOR)
+    return -(-classes // parts)
+
+
+def options(target: Target, warps: int) -> dict[str, object]:
+    """Options of a launch or a compilation.
+
+    No software pipelining: what a loop reads next may be what it writes now. On NVIDIA all 255 registers may be used:
+    left to itself ptxas spills a few to fit one more program on a core.
+    """
+    common: dict[str, object] = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+    return common | {"maxnreg": 255} if target.kind == "cuda" else common
+
+
+def dot_precision(target: Target) -> str:
+    """How float32 matrix products are made: in float32, or in three products of tf32 where tensor cores are quick.
+
+    Three tf32 products are as exact as float32 (errors about 2^-21), and on data-centre chips several times as fast as
+    its arithmetic; on consumer chips, whose tf32 rate is that of float32, they would be three times as slow.
+    """
+    return "tf32x3" if target.kind == "cuda" and target.arch in (80, 90, 100, 103) else "ieee"
+
+
+_TILES = {  # by spatial axes: forward, backward up to _FEW classes, backward beyond
+    1: ((1, 1, 512), (1, 1, 256), (1, 1, 128)),
+    2: ((1, 16, 32), (1, 8, 32), (1, 4, 32)),
+    3: ((8, 8, 8), (4, 8, 8), (4, 4, 8)),
+}
+_INTERPRETER_MOST = {1: (1, 1, 2048), 2: (1, 64, 64), 3: (8, 16, 16)}
+
+
+def axes(full: tuple[int, int, int]) -> int:
+    """Axes that tiles extend along: 3 for volumes, 2 for images, 1 for lines and images of one row."""
+    return 3 if full[0] > 1 else 2 if full[1] > 1 else 1
+
+
+def _interpreter_tile(full: tuple[int, int, int]) -> tuple[int, int, int]:
+    """As large as the image, up to a limit: an operation there costs about the same for any number of pixels."""
+    z, y, x = (
+        min(triton.next_power_of_2(n), most) for n, most in zip(full, _INTERPRETER_MOST[axes(full)], strict=True)
+    )
+    return z, y, max(x, 64 // (z * y))
+
+
+def forward_config(target: Target, full: tuple[int, int, int], classes: int) -> Config:
+    """Configuration of the statistics; `classes` C."""
+    if target.kind == "interpreter":
+        return Config(_interpreter_tile(full), 4, 1024, 4096, 2)
+    return Config(_TILES[axes(full)][0], 4, target.lanes, 128, 4)
+
+
+def backward_config(target: Target, full: tuple[int, int, int], classes: int) -> Config:
+    """Configuration of the gradients; `classes` C."""
+    if target.kind == "interpreter":
+        return Config(_interpreter_tile(full), 4, 0, 4096, 2)
+    return Config(_TILES[axes(full)][1 if classes <= _FEW else 2], 4, 0, 128, 2)
+
+
+def autotune() -> bool:
+    """Whether LOMIX_FAST_AUTOTUNE=1 asks for configurations to be timed."""
+    return os.environ.get("LOMIX_FAST_AUTOTUNE") == "1"

@@ -1,0 +1,245 @@
+"""The mixes and the softmax, for a vector of CT classes at a time.
+
+A vector of classes is a tuple of CT tensors [ROWS, PX]: ROWS maps side by side (one a warp), PX pixels. Classes are
+separate tensors rather than an axis, so C is not padded to a power of two and sums over classes need no shuffles.
+The loop over the members of a subset, and that over all C classes where a mix needs them, run at run time: code does
+not grow with the number of scales or subsets.
+"""
+
+import triton
+import triton.language as tl
+
+# One row of integers a map (forward) or a subset (backward); tables.py writes them.
+TABLE_FIELDS = ("size", "first_pair", "subset", "add", "mul", "cat", "awf")  # the last four: number of the map or -1
+MAX_SCALES = 6
+MEMBERS_AT = 8  # where the members begin
+TABLE_ROW = 16
+
+SIZE = tl.constexpr(TABLE_FIELDS.index("size"))
+FIRST_PAIR = tl.constexpr(TABLE_FIELDS.index("first_pair"))
+SUBSET = tl.constexpr(TABLE_FIELDS.index("subset"))
+MAP = tl.constexpr(TABLE_FIELDS.index("add"))  # + operator
+MEMBERS = tl.constexpr(MEMBERS_AT)
+ENTRY = tl.constexpr(TABLE_ROW)
+LMAX = tl.constexpr(MAX_SCALES)
+
+ADD = tl.constexpr(0)
+MUL = tl.constexpr(1)
+CAT = tl.constexpr(2)
+AWF = tl.constexpr(3)
+
+
+@triton.jit
+def both(mask, flag):
+    """Combine mask & flag, for a tensor and a scalar; the interpreter loses the type of the plain form."""
+    return tl.where(flag, mask, False)
+
+
+@triton.jit
+def below(mask, c, C, MANY: tl.constexpr):
+    """The mask where class c exists: everywhere unless classes come in several vectors, the last not full."""
+    return both(mask, c < C) if MANY else mask
+
+
+@triton.jit
+def filled(value, like, CT: tl.constexpr):
+    """A vector of classes that all have one value, in the shape of a tensor."""
+    one = tl.full(like.shape, value, like.dtype)
+    out = ()
+    for _ in tl.static_range(CT):
+        out = out + (one,)
+    return out
+
+
+@triton.jit
+def load_classes(p_rows, c0, C, mask, other, T: tl.constexpr, CT: tl.constexpr, MANY: tl.constexpr):
+    """Classes c0 .. c0 + CT - 1 from rows [C, T] of the scratch; `other` for classes past C and where not `mask`."""
+    out = ()
+    for c in tl.static_range(CT):
+        out = out + (tl.load(p_rows + (c0 + c) * T, mask=below(mask, c0 + c, C, MANY), other=other),)
+    return out
+
+
+@triton.jit
+def store_classes(p_rows, values, c0, C, mask, T: tl.constexpr, CT: tl.constexpr, MANY: tl.constexpr):
+    """Write classes c0 .. c0 + CT - 1, as far as they are below C, to rows [C, T] of the scratch."""
+    for c in tl.static_range(CT):
+        tl.store(p_rows + (c0 + c) * T, values[c], mask=below(mask, c0 + c, C, MANY))
+
+
+@triton.jit
+def plus(a, b, CT: tl.constexpr):
+    """Return a + b, class by class."""
+    out = ()
+    for c in tl.static_range(CT):
+        out = out + (a[c] + b[c],)
+    return out
+
+
+@triton.jit
+def times(a, b, CT: tl.constexpr):
+    """Return a * b, class by class."""
+    out = ()
+    for c in tl.static_range(CT):
+        out = out + (a[c] * b[c],)
+    return out
+
+
+@triton.jit
+def plus_scaled(a, factor, b, CT: tl.constexpr):
+    """Return a + factor * b with one factor [ROWS, PX] for all classes."""
+    out = ()
+    for c in tl.static_range(CT):
+        out = out + (a[c] + factor * b[c],)
+    return out
+
+
+@triton.jit
+def plus_weighted(a, p_weight, step, c0, C, mask, value, CT: tl.constexpr, MANY: tl.constexpr):
+    """Return a + w[c] * value.
+
+    One weight a class, `step` apart from p_weight [ROWS, 1] on; one tensor [ROWS, PX] for all classes.
+    """
+    out = ()
+    for c in tl.static_range(CT):
+        weight = tl.load(p_weight + (c0 + c) * step, mask=below(mask, c0 + c, C, MANY), other=0.0)  # [ROWS, 1]
+        out = out + (a[c] + weight * value,)
+    return out
+
+
+@triton.jit
+def hide_missing(x, c0, C, CT: tl.constexpr, MANY: tl.constexpr):
+    """Minus infinity for classes past C, so that softmax gives them nothing."""
+    if not MANY:
+        return x
+    out = ()
+    for c in tl.static_range(CT):
+        out = out + (tl.where(c0 + c < C, x[c], -float("inf")),)
+    return out
+
+
+@triton.jit
+def attend(p_rows, p_attention, p_u, p_v, p_entry, size, first_pair, width, C, px, T: tl.constexpr, ACC: tl.constexpr):
+    """Attention of each member: softmax over members of u . P + v, into rows [ROWS, LMAX, T].
+
+    p_rows: interpolated logits [L, C, T]. p_attention [ROWS, PX]: first row of each map's, at the pixels.
+    p_entry, size, first_pair [ROWS, 1]: table rows of the maps. width: the largest size.
+    """
+    zero = tl.zeros_like(px).to(ACC)
+    top = zero - float("inf")
+    for j in range(width):
+        on = j < size  # [ROWS, 1]
+        pair = first_pair + j
+        p_member = p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T) + px
+        score = zero + tl.load(p_v + pair, mask=on, other=0.0)
+        for c in range(C):
+            weight = tl.load(p_u + pair * C + c, mask=on, other=0.0)
+            score += weight * tl.load(p_member + c * T, mask=on, other=0.0)
+        tl.store(p_attention + j * T, score, mask=on)
+        top = tl.where(on, tl.maximum(top, score), top)
+    total = zero
+    for j in range(width):
+        on = j < size
+        e = tl.exp(tl.load(p_attention + j * T, mask=on, other=0.0) - top)
+        total += tl.where(on, e, 0.0)
+        tl.store(p_attention + j * T, e, mask=on)
+    inverse = 1 / total
+    for j in range(width):
+        on = j < size
+        tl.store(p_attention + j * T, inverse * tl.load(p_attention + j * T, mask=on, other=0.0), mask=on)
+
+
+@triton.jit
+def make_map(
+    operator,
+    p_rows,
+    p_attention,
+    p_w,
+    p_bias,
+    p_entry,
+    size,
+    first_pair,
+    width,
+    c0,
+    C,
+    px,
+    T: tl.constexpr,
+    CT: tl.constexpr,
+    MANY: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Classes c0 .. c0 + CT - 1 of the maps of one operator, minus infinity past C; arguments as for `attend`.
+
+    Parameters: p_w [K, C, C] (pair, out class, in class), p_bias [S, C].
+    """
+    like = tl.zeros_like(px).to(ACC)
+    if operator == MUL:
+        x = filled(1.0, like, CT)
+        for j in range(width):
+            on = j < size
+            p_member = p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T) + px
+            x = times(x, load_classes(p_member, c0, C, on, 1.0, T, CT, MANY), CT)
+    elif operator == CAT:
+        subset = tl.load(p_entry + SUBSET, mask=size > 0, other=0)
+        x = plus_weighted(filled(0.0, like, CT), p_bias + subset * C, 1, c0, C, size > 0, 1.0, CT, MANY)
+        for j in range(width):
+            on = j < size
+            p_member = p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T) + px
+            p_matrix = p_w + (first_pair + j) * (C * C)
+            for c in range(C):  # in class
+                value = tl.load(p_member + c * T, mask=on, other=0.0)
+                x = plus_weighted(x, p_matrix + c, C, c0, C, on, value, CT, MANY)
+    elif operator == AWF:
+        x = filled(0.0, like, CT)
+        for j in range(width):
+            on = j < size
+            p_member = p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T) + px
+            attention = tl.load(p_attention + j * T, mask=on, other=0.0)
+            x = plus_scaled(x, attention, load_classes(p_member, c0, C, on, 0.0, T, CT, MANY), CT)
+    else:
+        x = filled(0.0, like, CT)
+        for j in range(width):
+            on = j < size
+            p_member = p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T) + px
+            x = plus(x, load_classes(p_member, c0, C, on, 0.0, T, CT, MANY), CT)
+    return hide_missing(x, c0, C, CT, MANY)
+
+
+@triton.jit
+def largest(x, CT: tl.constexpr):
+    """The largest of the classes."""
+    out = x[0]
+    for c in tl.static_range(1, CT):
+        out = tl.maximum(out, x[c])
+    return out
+
+
+@triton.jit
+def exponentials(x, top, CT: tl.constexpr):
+    """exp(x - top) of each class, and their sum."""
+    first = tl.exp(x[0] - top)
+    out = (first,)
+    total = first
+    for c in tl.static_range(1, CT):
+        e = tl.exp(x[c] - top)
+        out = out + (e,)
+        total += e
+    return out, total
+
+
+@triton.jit
+def at_label(x, label, c0, CT: tl.constexpr):
+    """x[label] where the label [ROWS, PX] is one of these classes, 0 elsewhere."""
+    out = tl.zeros_like(x[0])
+    for c in tl.static_range(CT):
+        out += tl.where(label == c0 + c, x[c], 0.0)
+    return out
+
+
+@triton.jit
+def join_tile(x, top, total, CT: tl.constexpr):
+    """Take more classes into a running maximum and sum of exponentials (online log-sum-exp)."""
+    new = tl.maximum(top, largest(x, CT))
+    base = tl.where(new == -float("inf"), 0.0, new)  # nothing but minus infinity so far
+    _, added = exponentials(x, base, CT)
+    return new, total * tl.exp(top - base) + added
