@@ -45,9 +45,7 @@ class Outcome:
 
     def cpu(self) -> Outcome:
         """The same on the CPU, where outcomes are compared; copies only what is elsewhere."""
-        return Outcome(
-            self.stats.cpu(), self.target_stats.cpu(), {name: g.cpu() for name, g in self.gradients.items()}
-        )
+        return Outcome(self.stats.cpu(), self.target_stats.cpu(), {name: g.cpu() for name, g in self.gradients.items()})
 
 
 @dataclass(frozen=True)
@@ -251,7 +249,8 @@ def _compare(what: str, got: Tensor, expected: Tensor, allowed: Tensor) -> Findi
     if not expected.numel():
         return Finding(what, 0.0, None)
     error = (got.double() - expected).abs()
-    worst = float((error / allowed).max())  # NaN if there is any
+    # 0 / 0 is an exact result where nothing is allowed, as in an empty batch; NaN stays NaN.
+    worst = float((error / allowed).where(error != 0, 0.0).max())
     bad = ~(error <= allowed)  # written so that NaN is bad
     ratio = worst if math.isfinite(worst) else math.inf
     return Finding(what, ratio, _report(what, bad, got, expected, allowed) if bad.any() else None)
