@@ -14,9 +14,7 @@ _REPORT = Path("runs/doctor.json")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the options of `python -m lomix_fast doctor`."""
     parser.add_argument("--selftest", action="store_true", help="check every backend on every device, then time it")
-    parser.add_argument(
-        "--device", nargs="+", metavar="NAME", help="only these: cpu, cuda, cuda:0, ... (all)"
-    )
+    parser.add_argument("--device", nargs="+", metavar="NAME", help="only these: cpu, cuda, cuda:0, ... (all)")
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="check these cases only (all)")
     parser.add_argument("--quick", action="store_true", help="check a fixed selection of cases, time few steps")
     parser.add_argument("--json", type=Path, metavar="PATH", help=f"write a report there (--selftest: {_REPORT})")

@@ -133,7 +133,9 @@ def _size(one: Case) -> str:
     )
 
 
-def record(found: dict[str, Any], done: Selftest | None, devices: Sequence[Device], names: Sequence[str]) -> dict[str, Any]:
+def record(
+    found: dict[str, Any], done: Selftest | None, devices: Sequence[Device], names: Sequence[str]
+) -> dict[str, Any]:
     """Everything as plain values that JSON can hold; a number that is not finite is null.
 
     Args:

@@ -96,6 +96,7 @@ def time_workload(
     while turn < effort.rounds and steps:
         if turn >= effort.at_least and time.perf_counter() - begin > effort.seconds:
             break
+        gc.collect()
         order = list(steps)
         first = turn % len(order)
         for subject in order[first:] + order[:first]:
@@ -130,7 +131,6 @@ def _prepare(device: Device, workload: Case, blank: Timing) -> tuple[Timing, Cal
 
 def _take_time(device: Device, step: Callable[[], object], times: list[float]) -> tuple[str, str] | None:
     """Append the time of one step, or return status and reason of what went wrong."""
-    gc.collect()
     gc.disable()  # a collection in the middle of a step is not the step's
     try:
         times.append(device.milliseconds(step))
