@@ -17,8 +17,9 @@ from lomix_fast.doctor import devices, peak, workloads
 from lomix_fast.doctor.checking import check_backend
 from lomix_fast.doctor.devices import Cpu, Gpu
 from lomix_fast.doctor.errors import DoesNotFitError, is_out_of_memory, one_line
-from lomix_fast.doctor.selftest import is_interpreted, run_selftest
-from lomix_fast.doctor.timing import QUICK
+from lomix_fast.doctor.report import table
+from lomix_fast.doctor.selftest import Selftest, is_interpreted, run_selftest
+from lomix_fast.doctor.timing import QUICK, Effort, Timing, time_workload
 from lomix_fast.doctor.workloads import OFFICIAL
 from lomix_fast.testing import environment
 from lomix_fast.testing.cases import Case, case
@@ -194,3 +195,19 @@ def test_where_triton_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_interpreted("triton", "cpu") and not is_interpreted("triton", "cuda")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert is_interpreted("triton", "cuda") and not any(is_interpreted(n, "cpu") for n in set(BACKENDS) - {"triton"})
+
+
+def test_rounds_end_when_a_busy_machine_makes_them_long(gpu: Gpu) -> None:
+    patient, hasty = Effort(4, 3, 0.0, 1e9), Effort(4, 3, 0.0, 0.0)
+    for effort, rounds in ((patient, 3), (hasty, 1)):
+        figures = time_workload(gpu, TINY, ["eager", OFFICIAL], effort, lambda line: None)
+        assert [one.rounds for one in figures] == [rounds] * 2
+
+
+def test_unsteady_times_are_said_to_be(gpu: Gpu) -> None:
+    steady = Timing("cuda:0", "eager", "tiny_2d", "timed", None, 5, 10.0, 11.0, 14.0, 1.0, 2.0)
+    text = table(Selftest([], [steady], 1.0), [gpu])
+    assert "unsteady" not in text
+    shaky = Timing("cuda:0", OFFICIAL, "tiny_2d", "timed", None, 5, 10.0, 11.0, 16.0, 1.0, 2.0)
+    text = table(Selftest([], [steady, shaky], 1.0), [gpu])
+    assert f"{OFFICIAL} on cuda:0, tiny_2d: unsteady, 10.0 to 16.0 ms" in text

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..testing.cases import Case
+from ..testing.environment import load
 from .checking import CaseOutcome, Checked
 from .devices import Device
 from .selftest import Selftest
@@ -69,6 +70,11 @@ def table(done: Selftest, devices: Sequence[Device]) -> str:
                 line += _figures(one)
                 if one is not None and one.status != "timed":
                     notes.append(f"{subject} on {device.name}, {one.workload}: {one.status}, {one.reason}")
+                if one is not None and one.is_unsteady:
+                    notes.append(
+                        f"{subject} on {device.name}, {one.workload}: unsteady, {one.p20_ms:,.1f} to {one.p80_ms:,.1f} "
+                        "ms (p20 to p80); the machine was busy with something else, do not quote these times"
+                    )
             lines.append(line)
     text = [*_aligned(lines), ""]
     text += [
@@ -145,7 +151,8 @@ def record(
         names: of the cases that were chosen.
 
     Returns:
-        format, the keys of `overview`, and selftest: None, or passed, seconds, tf32, cases (names), checked (device,
+        format, the keys of `overview`, and selftest: None, or passed, seconds, load_after (environment holds
+        that before), tf32, cases (names), checked (device,
         backend, passed, total, worst_ratio, worst_case, cases), workloads (by device, sizes), timings (see `Timing`)
         and failures (device, backend, case, message).
     """
@@ -154,6 +161,7 @@ def record(
         result["selftest"] = {
             "passed": not done.failures,
             "seconds": round(done.seconds, 1),
+            "load_after": load(),
             "tf32": False,
             "cases": list(names),
             "checked": [_checked(row) for row in done.checked],

@@ -16,14 +16,25 @@ from .errors import is_out_of_memory, one_line
 
 @dataclass(frozen=True)
 class Effort:
-    """How often a step is timed: `rounds` times, but no new round after `seconds` once there are `at_least`."""
+    """How often a step is timed.
+
+    Attributes:
+        rounds: at most so many times.
+        at_least: no new round after `seconds` once there are so many.
+        seconds: see there.
+        limit: seconds after which no new round begins once there is one. On a machine that is busy otherwise the
+            threads of a step wait for each other, and it may take forty times as long.
+    """
 
     rounds: int
     at_least: int
     seconds: float
+    limit: float
 
 
-FULL, QUICK = Effort(30, 5, 8.0), Effort(3, 3, 0.0)
+FULL, QUICK = Effort(30, 5, 8.0, 40.0), Effort(3, 3, 0.0, 20.0)
+# Times further apart than this, p80 over p20, are those of a machine that does something else as well.
+STEADY = 1.5
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,11 @@ class Timing:
         """Whether something is broken, rather than large."""
         return self.status in ("wrong", "failed")
 
+    @property
+    def is_unsteady(self) -> bool:
+        """Whether the times lie so far apart that neither they nor the speed-up mean much."""
+        return self.p20_ms is not None and self.p80_ms is not None and self.p80_ms > STEADY * self.p20_ms
+
 
 def time_workload(
     device: Device, workload: Case, subjects: Sequence[str], effort: Effort, say: Callable[[str], None]
@@ -94,7 +110,8 @@ def time_workload(
     begin = time.perf_counter()
     turn = -1  # the round thrown away
     while turn < effort.rounds and steps:
-        if turn >= effort.at_least and time.perf_counter() - begin > effort.seconds:
+        elapsed = time.perf_counter() - begin
+        if (turn >= effort.at_least and elapsed > effort.seconds) or (turn >= 1 and elapsed > effort.limit):
             break
         gc.collect()
         order = list(steps)
