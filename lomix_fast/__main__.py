@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from .demo import cli as demo
+from .doctor import cli as doctor
 
 # A command is a module with HELP, add_arguments(parser) and run(arguments) -> exit status that imports nothing
 # heavy at its top.
-COMMANDS = {"demo": demo}
+COMMANDS = {"demo": demo, "doctor": doctor}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

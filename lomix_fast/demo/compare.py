@@ -12,99 +12,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..loss import LoMixLoss
-from ..testing.official_style import OfficialStyleLoss, official_style_step
-from ..testing.peak import extra_peak_mib
+from ..testing.peak import PLAIN_MALLOC, extra_peak_mib
+from ..testing.step import STYLES, Case, make_step
 
-STYLES = ("fused", "official_style")
+__all__ = ["STYLES", "TOLERANCE", "Case", "compare", "differences", "main", "make_step", "peak_memory", "step_times"]
+
 TOLERANCE = 1e-4  # largest relative difference at which times and memory may be shown at all
 _CHILD_SECONDS = 600  # after this a measuring process is taken for stuck
-
-# glibc gives blocks above this size back at once. Left to itself it raises the threshold as it goes and keeps freed
-# blocks, differently from run to run: the official style was seen to peak a quarter higher or not.
-_PLAIN_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """What both losses are given.
-
-    Attributes:
-        logits: L tensors [B, C, *native], coarsest first.
-        target: labels [B, *full].
-        parameters: state dict of a LoMixLoss with default settings (four operators, "cat" learned).
-        impl: backend of the fused side, as `LoMixLoss` takes it.
-    """
-
-    logits: list[Tensor]
-    target: Tensor
-    parameters: dict[str, Tensor]
-    impl: str
-
-    def tiny(self) -> Case:
-        """The same case with one sample and at most 32 labels along every axis, to wake up threads and libraries."""
-        full = self.target.shape[1:]
-        corners = [
-            tuple(slice(max(1, size * 32 // whole)) for size, whole in zip(z.shape[2:], full, strict=True))
-            for z in self.logits
-        ]
-        logits = [z[(slice(1), slice(None), *corner)] for z, corner in zip(self.logits, corners, strict=True)]
-        target = self.target[(slice(1), *(slice(32) for _ in full))]
-        return dataclasses.replace(self, logits=[z.contiguous() for z in logits], target=target.contiguous())
-
-    def double(self) -> Case:
-        """The same case in float64."""
-        parameters = {name: value.double() for name, value in self.parameters.items()}
-        return dataclasses.replace(self, logits=[z.double() for z in self.logits], parameters=parameters)
-
-
-def make_step(style: str, case: Case) -> Callable[[], dict[str, Tensor]]:
-    """Return a function that does one step, forward and backward of the loss alone, anew at every call.
-
-    Args:
-        style: one of `STYLES`.
-        case: inputs and parameters; both styles are given the same values and compute in the dtype of the logits.
-
-    Returns:
-        () -> {"loss": scalar, then by name the gradient of every logits tensor and every parameter}, detached.
-
-    Raises:
-        ValueError: an unknown style.
-    """
-    if style not in STYLES:
-        raise ValueError(f"style: got {style!r}, expected one of {STYLES}")
-    logits = [z.detach().clone().requires_grad_() for z in case.logits]
-    num_classes, num_scales, dtype = logits[0].shape[1], len(logits), logits[0].dtype
-    forward: Callable[[], Tensor]
-    if style == "fused":
-        criterion = LoMixLoss(num_classes, num_scales, impl=case.impl).to(dtype)
-        criterion.load_state_dict(case.parameters)
-        parameters: dict[str, Tensor] = dict(criterion.named_parameters())
-        forward = lambda: criterion(logits, case.target)  # noqa: E731 (two ways to make one function)
-    else:
-        official = OfficialStyleLoss(num_classes, num_scales).to(dtype)
-        parameters = dict(official.named_parameters())
-        with torch.no_grad():
-            for name, value in parameters.items():
-                value.copy_(case.parameters[name])
-        cat = [case.parameters[name].clone().requires_grad_() for name in ("cat_weight", "cat_bias")]
-        parameters |= {"cat_weight": cat[0], "cat_bias": cat[1]}
-        forward = lambda: official_style_step(official, logits, case.target, *cat)  # noqa: E731
-    leaves = {f"logits_{i}": z for i, z in enumerate(logits)} | parameters
-
-    def step() -> dict[str, Tensor]:
-        loss = forward()
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
-        return {"loss": loss.detach(), **dict(zip(leaves, gradients, strict=True))}
-
-    return step
 
 
 def differences(case: Case) -> dict[str, dict[str, float]]:
@@ -171,7 +91,7 @@ def _measure_elsewhere(path: Path, style: str) -> float:
     command = [sys.executable, "-m", "lomix_fast.demo.compare", str(path), style]
     done = subprocess.run(
         command,
-        env={**os.environ, **_PLAIN_MALLOC, "PYTHONPATH": search},
+        env={**os.environ, **PLAIN_MALLOC, "PYTHONPATH": search},
         capture_output=True,
         text=True,
         timeout=_CHILD_SECONDS,
