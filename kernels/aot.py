@@ -78,13 +78,15 @@ def _source(variant: Variant, on: Target) -> tuple[ASTSource, int]:
         "DIMS": variant.dims,
         "BLOCK": config.block,
         "SQUARED": True,
+        "DOT": dot_precision(on),
+        "SPAN": min(config.span, config.size),
         **common,
     }
     if variant.kernel == "forward":
         constants = {**mixing, "ROWS": config.warps, "PX": config.pixels}
         return ASTSource(*_typed(statistics_kernel, variant.dtype, accumulator, constants)), config.warps
     if variant.kernel == "backward":
-        constants = {**mixing, "LEARNED": True, "DOT": dot_precision(on)}
+        constants = {**mixing, "LEARNED": True}
         return ASTSource(*_typed(gradients_kernel, variant.dtype, accumulator, constants)), config.warps
     if variant.kernel == "gather":
         return ASTSource(*_typed(gather_kernel, variant.dtype, accumulator, {**common, "BLOCK": 256})), 4

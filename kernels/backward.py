@@ -19,11 +19,13 @@ from .maps import (
     attend,
     below,
     both,
+    cat_rows,
     exponentials,
     join_tile,
     largest,
     load_classes,
     make_map,
+    multiply_rows,
     plus,
     plus_scaled,
     plus_weighted,
@@ -88,7 +90,7 @@ def _map_gradient(
         total = tl.zeros_like(label)
         for c0 in range(0, C, CT):
             x = make_map(
-                operator, p_rows, p_attention, p_w, p_bias, p_entry, size, first_pair, width, c0, C, px, T, CT,
+                operator, p_rows, p_attention, p_out, p_w, p_bias, p_entry, size, first_pair, width, c0, C, px, T, CT,
                 True, ACC,
             )  # fmt: skip
             store_classes(p_out, x, c0, C, px >= 0, T, CT, True)
@@ -109,8 +111,9 @@ def _map_gradient(
             store_classes(p_out, gradient, c0, C, px >= 0, T, CT, True)
     else:
         x = make_map(
-            operator, p_rows, p_attention, p_w, p_bias, p_entry, size, first_pair, width, 0, C, px, T, CT, False, ACC
-        )
+            operator, p_rows, p_attention, p_out, p_w, p_bias, p_entry, size, first_pair, width, 0, C, px, T, CT, False,
+            ACC,
+        )  # fmt: skip
         top = largest(x, CT)
         e, total = exponentials(x, top, CT)
         inverse = tl.where(live, 1 / total, 0.0)
@@ -127,7 +130,8 @@ def _map_gradient(
 @triton.jit
 def _to_members(
     p_rows, p_grads, p_maps, p_attention, p_scores, p_w, p_u, p_entry, size, first_pair, along, C, px,
-    T: tl.constexpr, CT: tl.constexpr, MANY: tl.constexpr, ACC: tl.constexpr,
+    T: tl.constexpr, CT: tl.constexpr, MANY: tl.constexpr, SPAN: tl.constexpr, DOT: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Hand the gradients of a subset's maps, rows [4, C, T], to its members' gradients, rows [L, C, T].
 
@@ -168,17 +172,22 @@ def _to_members(
             if has_awf:
                 total = plus_scaled(total, attention, load_classes(p_awf, c0, C, on, 0.0, T, CT, MANY), CT)
                 total = plus_weighted(total, p_u + pair * C, 1, c0, C, True, score, CT, MANY)
-            if has_cat:
+            if has_cat & (not MANY):
                 for o in range(C):  # out class
                     value = tl.load(p_cat + o * T)
                     total = plus_weighted(total, p_w + (pair * C + o) * C, 1, c0, C, True, value, CT, MANY)
             store_classes(p_out, total, c0, C, on, T, CT, MANY)
+        if MANY:
+            if has_cat:
+                tl.debug_barrier()
+                p_from = p_maps + CAT * (C * T)
+                multiply_rows(p_w + pair * (C * C), p_from, p_grads + member * (C * T), C, T, True, SPAN, DOT, ACC)
 
 
 @triton.jit
 def _to_parameters(
-    p_rows, p_maps, p_scores, p_pairs, p_entry, size, first_pair, C, T: tl.constexpr, DOT: tl.constexpr,
-    ACC: tl.constexpr,
+    p_rows, p_maps, p_scores, p_pairs, p_entry, size, first_pair, C, T: tl.constexpr, SPAN: tl.constexpr,
+    DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Add the gradients of a subset's W, b, u and v to p_pairs [K, C + 1, C + 1].
 
@@ -188,7 +197,6 @@ def _to_parameters(
     """
     has_cat = tl.load(p_entry + MAP + CAT) >= 0
     has_awf = tl.load(p_entry + MAP + AWF) >= 0
-    STEP: tl.constexpr = 32
     if has_cat | has_awf:
         zero = tl.load(p_entry + ENTRY - 1)
         for j in range(size):
@@ -199,14 +207,14 @@ def _to_parameters(
                     row = (row0 + zero + tl.arange(0, 16))[:, None]
                     column = (column0 + zero + tl.arange(0, 16))[None, :]
                     product = tl.zeros((16, 16), ACC)
-                    for q in range(0, T, STEP):
-                        px = q + zero + tl.arange(0, STEP)
+                    for q in range(0, T, SPAN):
+                        px = q + zero + tl.arange(0, SPAN)
                         cat = p_maps + CAT * (C * T) + row * T + px[None, :]
-                        left = tl.load(cat, mask=both(row < C, has_cat), other=0.0)  # [16, STEP]
+                        left = tl.load(cat, mask=both(row < C, has_cat), other=0.0)  # [16, SPAN]
                         if has_awf & (row0 + 16 > C):
                             left += tl.load(p_scores + j * T + px[None, :] + 0 * row, mask=row == C, other=0.0)
                         right = tl.load(p_member + column * T + px[:, None], mask=column < C, other=0.0)
-                        right = tl.where(column == C, 1.0, right)  # [STEP, 16]
+                        right = tl.where(column == C, 1.0, right)  # [SPAN, 16]
                         product = tl.dot(left, right, product, input_precision=DOT, out_dtype=ACC)
                     p_out = p_pair + row * (C + 1) + column
                     keep = (row <= C) & (column <= C)
@@ -252,6 +260,7 @@ def gradients_kernel(
     BLOCK: tl.constexpr,
     SQUARED: tl.constexpr,
     LEARNED: tl.constexpr,
+    SPAN: tl.constexpr,
     DOT: tl.constexpr,
     ACC: tl.constexpr,
     WIDE: tl.constexpr,
@@ -297,6 +306,9 @@ def gradients_kernel(
                 for operator in range(4):
                     number = tl.load(p_entry + MAP + operator)
                     if number >= 0:
+                        if MANY:
+                            if operator == CAT:
+                                cat_rows(p_rows, p_maps + CAT * (C * T), p_w, p_bias, p_entry, C, T, SPAN, DOT, ACC)
                         along = _map_gradient(
                             operator, p_rows, p_attention + px, p_maps + operator * (C * T) + px, label,
                             p_grad_stats + (b * M + number) * (1 + 2 * C), p_w, p_bias, p_map, size, pairs,
@@ -305,11 +317,11 @@ def gradients_kernel(
                 tl.debug_barrier()  # along is that of awf, the last of the four, where there is one
                 _to_members(
                     p_rows, p_grads, p_maps, p_attention, p_scores, p_w, p_u, p_entry, width, first_pair, along, C,
-                    px, T, CT, MANY, ACC,
+                    px, T, CT, MANY, SPAN, DOT, ACC,
                 )  # fmt: skip
                 tl.debug_barrier()
                 if LEARNED:
-                    _to_parameters(p_rows, p_maps, p_scores, p_pair, p_entry, width, first_pair, C, T, DOT, ACC)
+                    _to_parameters(p_rows, p_maps, p_scores, p_pair, p_entry, width, first_pair, C, T, SPAN, DOT, ACC)
                     tl.debug_barrier()
             # The maps' rows are free again: they hold what is between full and native resolution.
             tile_gradients(

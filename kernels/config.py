@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -27,6 +26,7 @@ class Config:
         warps: of 32 (AMD: 32 or 64) threads a program.
         pixels: forward, pixels of a map that a program takes at once; its warps take one map each.
         block: pixels that a program interpolates at once.
+        span: pixels that a matrix product takes at once.
         per_core: programs for each multiprocessor, at most.
     """
 
@@ -34,6 +34,7 @@ class Config:
     warps: int
     pixels: int
     block: int
+    span: int
     per_core: int
 
     @property
@@ -126,17 +127,20 @@ def _interpreter_tile(full: tuple[int, int, int]) -> tuple[int, int, int]:
 def forward_config(target: Target, full: tuple[int, int, int], classes: int) -> Config:
     """Configuration of the statistics; `classes` C."""
     if target.kind == "interpreter":
-        return Config(_interpreter_tile(full), 4, 1024, 4096, 2)
-    return Config(_TILES[axes(full)][0], 4, target.lanes, 128, 4)
+        return Config(_interpreter_tile(full), 4, 1024, 4096, 4096, 2)
+    return Config(_TILES[axes(full)][0], 4, target.lanes, 128, 64, 4)
 
 
 def backward_config(target: Target, full: tuple[int, int, int], classes: int) -> Config:
     """Configuration of the gradients; `classes` C."""
     if target.kind == "interpreter":
-        return Config(_interpreter_tile(full), 4, 0, 4096, 2)
-    return Config(_TILES[axes(full)][1 if classes <= _FEW else 2], 4, 0, 128, 2)
+        return Config(_interpreter_tile(full), 4, 0, 4096, 4096, 2)
+    return Config(_TILES[axes(full)][1 if classes <= _FEW else 2], 4, 0, 128, 32, 2)
 
 
-def autotune() -> bool:
-    """Whether LOMIX_FAST_AUTOTUNE=1 asks for configurations to be timed."""
-    return os.environ.get("LOMIX_FAST_AUTOTUNE") == "1"
+def candidates(usual: Config, limit: int = 4096) -> list[Config]:
+    """What LOMIX_FAST_AUTOTUNE=1 tries: the usual configuration, then other widths and numbers of programs."""
+    z, y, x = usual.tile
+    wide, narrow = replace(usual, tile=(z, y, 2 * x)), replace(usual, tile=(z, y, x // 2))
+    tiles = [usual, *[c for c in (wide, narrow) if 64 <= c.size <= limit]]
+    return [replace(c, per_core=n) for c in tiles for n in (usual.per_core, 2 * usual.per_core, 1)]

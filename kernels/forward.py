@@ -6,6 +6,7 @@ import triton.language as tl
 from .labels import stage_labels
 from .maps import (
     AWF,
+    CAT,
     ENTRY,
     FIRST_PAIR,
     LMAX,
@@ -14,6 +15,7 @@ from .maps import (
     at_label,
     attend,
     below,
+    cat_rows,
     exponentials,
     filled,
     join_tile,
@@ -78,8 +80,8 @@ def _few_classes(
         px = lane + q  # [ROWS, PX]
         label = tl.load(p_label + px)
         x = make_map(
-            operator, p_rows, p_attention + px, p_w, p_bias, p_entry, size, first_pair, width, 0, C, px, T, CT,
-            False, ACC,
+            operator, p_rows, p_attention + px, p_attention + px, p_w, p_bias, p_entry, size, first_pair, width, 0,
+            C, px, T, CT, False, ACC,
         )  # fmt: skip
         top = largest(x, CT)
         e, total = exponentials(x, top, CT)
@@ -93,8 +95,9 @@ def _few_classes(
 
 @triton.jit
 def _many_classes(
-    operator, p_rows, p_attention, p_label, p_values, p_w, p_bias, p_entry, size, first_pair, width, p_map, known,
-    lane, row, C, T: tl.constexpr, PX: tl.constexpr, CT: tl.constexpr, SQUARED: tl.constexpr, ACC: tl.constexpr,
+    operator, p_rows, p_attention, p_label, p_values, p_w, p_bias, p_table, p_entry, size, first_pair, width, p_map,
+    known, lane, row, C, T: tl.constexpr, PX: tl.constexpr, CT: tl.constexpr, SQUARED: tl.constexpr, SPAN: tl.constexpr,
+    DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Sums of ROWS maps, CT classes at a time: first the normalisation of each pixel, then the probabilities.
 
@@ -103,6 +106,12 @@ def _many_classes(
     zero = tl.zeros_like(lane).to(ACC)
     p_own = p_values + row * ((C + 2) * T)
     ce = zero
+    if operator == CAT:
+        for r in range(row.shape[0]):
+            p_one = p_table + r * ENTRY
+            if tl.load(p_one + SIZE) > 0:
+                cat_rows(p_rows, p_values + r * ((C + 2) * T), p_w, p_bias, p_one, C, T, SPAN, DOT, ACC)
+        tl.debug_barrier()
     for q in range(0, T, PX):
         px = lane + q
         label = tl.load(p_label + px)
@@ -111,8 +120,8 @@ def _many_classes(
         chosen = zero
         for c0 in range(0, C, CT):
             x = make_map(
-                operator, p_rows, p_attention + px, p_w, p_bias, p_entry, size, first_pair, width, c0, C, px, T, CT,
-                True, ACC,
+                operator, p_rows, p_attention + px, p_own + px, p_w, p_bias, p_entry, size, first_pair, width, c0,
+                C, px, T, CT, True, ACC,
             )  # fmt: skip
             store_classes(p_own + px, x, c0, C, px >= 0, T, CT, True)
             top, total = join_tile(x, top, total, CT)
@@ -171,6 +180,8 @@ def statistics_kernel(
     PX: tl.constexpr,
     BLOCK: tl.constexpr,
     SQUARED: tl.constexpr,
+    SPAN: tl.constexpr,
+    DOT: tl.constexpr,
     ACC: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -219,8 +230,9 @@ def statistics_kernel(
                     tl.debug_barrier()
                 if MANY:
                     _many_classes(
-                        operator, p_rows, p_own, p_label, p_values, p_w, p_bias, p_entry, size, first_pair, width,
-                        p_map, (number >= 0) & (lane == 0), lane, row, C, T, PX, CT, SQUARED, ACC,
+                        operator, p_rows, p_own, p_label, p_values, p_w, p_bias, p_table + g * ROWS * ENTRY,
+                        p_entry, size, first_pair, width, p_map, (number >= 0) & (lane == 0), lane, row, C, T, PX,
+                        CT, SQUARED, SPAN, DOT, ACC,
                     )  # fmt: skip
                 else:
                     _few_classes(

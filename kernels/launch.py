@@ -10,7 +10,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from . import tables
+from . import autotune, tables
 from .adjoint import gather_kernel
 from .backward import gradients_kernel
 from .config import (
@@ -18,7 +18,9 @@ from .config import (
     SCRATCH_BYTES,
     Config,
     Target,
+    axes,
     backward_config,
+    candidates,
     dot_precision,
     forward_config,
     options,
@@ -80,6 +82,11 @@ class _Problem:
         return self.logits[0].shape[1]
 
     @property
+    def key(self) -> tuple[object, ...]:
+        """What the best configuration depends on."""
+        return self.device, self.classes, len(self.logits), axes(self.full), self.accumulator
+
+    @property
     def device(self) -> torch.device:
         return self.logits[0].device
 
@@ -108,9 +115,17 @@ class _Problem:
             "TY": config.tile[1],
             "TX": config.tile[2],
             "BLOCK": min(config.block, config.size),
+            "SPAN": min(config.span, config.size),
+            "DOT": dot_precision(self.on),
             "ACC": tl.float64 if self.accumulator == torch.float64 else tl.float32,
             "WIDE": wide,
         }
+
+
+def _empty_gradients(problem: _Problem) -> list[Tensor]:
+    """Room for the gradients of the logits; zeros for scales that no map uses, which no kernel writes."""
+    both = zip(problem.logits, problem.used, strict=True)
+    return [torch.empty_like(z) if used else torch.zeros_like(z) for z, used in both]
 
 
 def _strides(strides: Sequence[int], leading: int) -> tuple[int, ...]:
@@ -178,6 +193,21 @@ def forward(
         empty = target.new_empty((0, num_maps, width), dtype=problem.accumulator)
         return empty, target.new_empty((0, 1 + classes), dtype=problem.accumulator)
     config = forward_config(problem.on, problem.full, classes)
+    if autotune.wanted() and problem.on.kind != "interpreter":
+        config = autotune.best(
+            ("forward", problem.key),
+            candidates(config),
+            lambda one: _statistics(problem, one, encoded, squared),
+            problem.device,
+        )
+    return _statistics(problem, config, encoded, squared)
+
+
+def _statistics(problem: _Problem, config: Config, encoded: tuple[int, ...], squared: bool) -> tuple[Tensor, Tensor]:
+    """Launch the statistics under one configuration; see `forward`."""
+    logits, target = problem.logits, problem.target
+    batch, classes, num_maps = problem.batch, problem.classes, len(encoded) // 4
+    width = 1 + 2 * classes
     lists = tables.forward_tables(encoded, config.warps, problem.device)
     shape = problem.geometry(config.tile, logits)
     constants = problem.constants(config, shape.wide)
@@ -237,14 +267,34 @@ def backward(
         accumulator's dtype or None. NaN for a sample with a label that is no class.
     """
     problem = _prepare(logits, target, parameters, encoded)
+    if problem.batch == 0:
+        zeros = [None if p is None else torch.zeros_like(p, dtype=problem.accumulator) for p in parameters]
+        return _empty_gradients(problem), zeros
+    config = backward_config(problem.on, problem.full, problem.classes)
+    if autotune.wanted() and problem.on.kind != "interpreter":
+        config = autotune.best(
+            ("backward", problem.key),
+            candidates(config),
+            lambda one: _gradients(problem, one, grad_stats, parameters, encoded, squared),
+            problem.device,
+        )
+    return _gradients(problem, config, grad_stats, parameters, encoded, squared)
+
+
+def _gradients(
+    problem: _Problem,
+    config: Config,
+    grad_stats: Tensor,
+    parameters: Sequence[Tensor | None],
+    encoded: tuple[int, ...],
+    squared: bool,
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Launch the gradients under one configuration; see `backward`."""
+    logits, target = problem.logits, problem.target
     batch, classes, num_maps = problem.batch, problem.classes, len(encoded) // 4
-    grads = [torch.empty_like(z) if used else torch.zeros_like(z) for z, used in zip(logits, problem.used, strict=True)]
+    grads = _empty_gradients(problem)
     pairs = next((p.shape[0] for p in (parameters[0], parameters[2]) if p is not None), 0)
     side = classes + 1
-    if batch == 0:
-        zeros = [None if p is None else torch.zeros_like(p, dtype=problem.accumulator) for p in parameters]
-        return grads, zeros
-    config = backward_config(problem.on, problem.full, classes)
     table = tables.backward_table(encoded, problem.device)
     shape = problem.geometry(config.tile, grads)
     constants = problem.constants(config, shape.wide)
@@ -287,7 +337,6 @@ def backward(
             **constants,
             SQUARED=squared,
             LEARNED=pairs > 0,
-            DOT=dot_precision(problem.on),
             **options(problem.on, config.warps),
         )
         if shape.most:

@@ -154,6 +154,7 @@ def make_map(
     operator,
     p_rows,
     p_attention,
+    p_made,
     p_w,
     p_bias,
     p_entry,
@@ -170,7 +171,8 @@ def make_map(
 ):
     """Classes c0 .. c0 + CT - 1 of the maps of one operator, minus infinity past C; arguments as for `attend`.
 
-    Parameters: p_w [K, C, C] (pair, out class, in class), p_bias [S, C].
+    Parameters: p_w [K, C, C] (pair, out class, in class), p_bias [S, C]. With MANY classes `cat` has been made before,
+    by `cat_rows`: p_made, rows [C, T] at the pixels.
     """
     like = tl.zeros_like(px).to(ACC)
     if operator == MUL:
@@ -180,15 +182,18 @@ def make_map(
             p_member = p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T) + px
             x = times(x, load_classes(p_member, c0, C, on, 1.0, T, CT, MANY), CT)
     elif operator == CAT:
-        subset = tl.load(p_entry + SUBSET, mask=size > 0, other=0)
-        x = plus_weighted(filled(0.0, like, CT), p_bias + subset * C, 1, c0, C, size > 0, 1.0, CT, MANY)
-        for j in range(width):
-            on = j < size
-            p_member = p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T) + px
-            p_matrix = p_w + (first_pair + j) * (C * C)
-            for c in range(C):  # in class
-                value = tl.load(p_member + c * T, mask=on, other=0.0)
-                x = plus_weighted(x, p_matrix + c, C, c0, C, on, value, CT, MANY)
+        if MANY:
+            x = load_classes(p_made, c0, C, px >= 0, 0.0, T, CT, MANY)
+        else:
+            subset = tl.load(p_entry + SUBSET, mask=size > 0, other=0)
+            x = plus_weighted(filled(0.0, like, CT), p_bias + subset * C, 1, c0, C, size > 0, 1.0, CT, MANY)
+            for j in range(width):
+                on = j < size
+                p_member = p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T) + px
+                p_matrix = p_w + (first_pair + j) * (C * C)
+                for c in range(C):  # in class
+                    value = tl.load(p_member + c * T, mask=on, other=0.0)
+                    x = plus_weighted(x, p_matrix + c, C, c0, C, on, value, CT, MANY)
     elif operator == AWF:
         x = filled(0.0, like, CT)
         for j in range(width):
@@ -243,3 +248,41 @@ def join_tile(x, top, total, CT: tl.constexpr):
     base = tl.where(new == -float("inf"), 0.0, new)  # nothing but minus infinity so far
     _, added = exponentials(x, base, CT)
     return new, total * tl.exp(top - base) + added
+
+
+@triton.jit
+def multiply_rows(
+    p_matrix, p_in, p_out, C, T: tl.constexpr, TRANSPOSED: tl.constexpr, SPAN: tl.constexpr, DOT: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """Add matrix [C, C] times rows [C, T] to rows [C, T]: `cat` of many classes and its adjoint, on matrix units."""
+    for q in range(0, T, SPAN):
+        px = (q + tl.arange(0, SPAN))[None, :]
+        for o0 in range(0, C, 16):
+            o = (o0 + tl.arange(0, 16))[:, None]
+            p_to = p_out + o * T + px
+            product = tl.load(p_to, mask=o < C, other=0.0)  # [16, SPAN]
+            for c0 in range(0, C, 16):
+                c = c0 + tl.arange(0, 16)
+                place = c[None, :] * C + o if TRANSPOSED else o * C + c[None, :]
+                matrix = tl.load(p_matrix + place, mask=(o < C) & (c < C)[None, :], other=0.0)  # [16, 16]
+                rows = tl.load(p_in + c[:, None] * T + px, mask=(c < C)[:, None], other=0.0)  # [16, SPAN]
+                product = tl.dot(matrix, rows, product, input_precision=DOT, out_dtype=ACC)
+            tl.store(p_to, product, mask=o < C)
+
+
+@triton.jit
+def cat_rows(
+    p_rows, p_out, p_w, p_bias, p_entry, C, T: tl.constexpr, SPAN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """One `cat` map of many classes into rows [C, T]; p_entry: the table row of the map."""
+    px = tl.arange(0, T)
+    subset = tl.load(p_entry + SUBSET)
+    for c in range(C):
+        tl.store(p_out + c * T + px, tl.zeros((T,), ACC) + tl.load(p_bias + subset * C + c))
+    tl.debug_barrier()
+    for j in range(tl.load(p_entry + SIZE)):
+        p_member = p_rows + tl.load(p_entry + MEMBERS + j) * (C * T)
+        pair = tl.load(p_entry + FIRST_PAIR) + j
+        multiply_rows(p_w + pair * (C * C), p_member, p_out, C, T, False, SPAN, DOT, ACC)
+        tl.debug_barrier()

@@ -130,6 +130,11 @@ def _reach(full: int, native: int, tile: int) -> int:
     return max(source(min(s + tile, full) - 1, full, native)[1] - source(s, full, native)[0] + 1 for s in starts)
 
 
+def _near(full: int, native: int, tile: int) -> int:
+    """As many tiles, from the first on, as can touch a native pixel along an axis."""
+    return min(-(-full // tile), 2 * full // (native * tile) + 3)
+
+
 @lru_cache(maxsize=64)
 def geometry(
     full: Size,
@@ -161,7 +166,7 @@ def geometry(
     for i, size in enumerate(native):
         same = size == full
         reach = [_reach(f, n, t) for f, n, t in zip(full, size, tile, strict=True)]
-        near = [min(c, 2 * f // (n * t) + 3) for c, f, n, t in zip(counts, full, size, tile, strict=True)]
+        near = [_near(f, n, t) for f, n, t in zip(full, size, tile, strict=True)]
         rows.append([*size, *strides[i], *grad_strides[i], *reach, *near, int(same), int(used[i]), partial])
         if used[i] and not same:
             partial += batch * tiles * classes * reach[0] * reach[1] * reach[2]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from . import labels
 from .plan import MixPlan
+
+OLDEST = (3, 5)  # the first whose loops can be told to keep invariants out of registers
 
 
 @lru_cache(maxsize=1)
@@ -27,9 +30,14 @@ def load_error() -> str | None:
     if missing:
         return "triton is not installed; run: pip install triton (PyTorch's own GPU builds for Linux bring it)"
     try:
+        import triton
+
+        found = tuple(int(n) for n in re.findall(r"\d+", triton.__version__)[:2])
+        if found < OLDEST:
+            return f"triton {triton.__version__} is too old, expected {OLDEST[0]}.{OLDEST[1]} or newer; upgrade torch"
         from .kernels import launch  # noqa: F401
     except Exception as error:  # a broken installation can fail in any way, and others must go on working
-        return f"the triton kernels could not be imported ({type(error).__name__}: {error}); reinstall triton >= 3.4"
+        return f"the triton kernels could not be imported ({type(error).__name__}: {error}); reinstall triton"
     return None
 
 

@@ -47,6 +47,7 @@ def test_fresh_memory_is_poisoned() -> None:
     assert torch.empty(5).isnan().all() and torch.ones(3).new_empty(4, dtype=torch.float16).isnan().all()
 
 
+@pytest.mark.timeout(1200)  # triton's interpreter needs minutes for the case of five scales and 33 classes
 @backends
 @cases()
 def test_forward_and_backward(one: Case, impl: str) -> None:
