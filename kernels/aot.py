@@ -12,7 +12,7 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from .adjoint import gather_kernel
 from .backward import gradients_kernel
-from .config import Target, backward_config, dot_precision, forward_config, options, vector
+from .config import MOST_BACKWARD, MOST_FORWARD, Target, backward_config, dot_precision, forward_config, options, vector
 from .forward import statistics_kernel
 from .maps import MAX_SCALES
 
@@ -67,7 +67,7 @@ def compile_variant(variant: Variant) -> CompiledKernel:
 
 def _source(variant: Variant, on: Target) -> tuple[ASTSource, int]:
     full = (64, 64, 64) if variant.dims == 3 else (1, 64, 64)
-    few = vector(variant.classes)
+    few = vector(variant.classes, MOST_FORWARD if variant.kernel == "forward" else MOST_BACKWARD)
     accumulator = tl.float64 if variant.dtype == "fp64" else tl.float32
     config = (forward_config if variant.kernel == "forward" else backward_config)(on, full, variant.classes)
     tile = dict(zip(("TZ", "TY", "TX"), config.tile, strict=True))

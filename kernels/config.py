@@ -12,7 +12,9 @@ import triton
 SCRATCH_BYTES = 128 * 2**20
 PARTIAL_BYTES = 64 * 2**20
 
-MOST_CLASSES = 16  # all in registers at once; more come in vectors of at most _VECTOR
+# Classes that are all in registers at once, forward and backward; more come in vectors of at most _VECTOR.
+MOST_FORWARD = 16
+MOST_BACKWARD = 12  # at 16 one variant in four spilled
 _VECTOR = 8
 _FEW = 9  # with two pixels a thread
 
@@ -78,9 +80,9 @@ def target_of(device: torch.device) -> Target:
     return Target("cuda", major * 10 + minor, properties.multi_processor_count, 32)
 
 
-def vector(classes: int) -> int:
-    """Classes at a time: all of them up to MOST_CLASSES, otherwise parts of nearly the same size."""
-    parts = 1 if classes <= MOST_CLASSES else -(-classes // _VECTOR)
+def vector(classes: int, most: int) -> int:
+    """Classes at a time: all of them up to `most`, otherwise parts of nearly the same size."""
+    parts = 1 if classes <= most else -(-classes // _VECTOR)
     return -(-classes // parts)
 
 

@@ -14,6 +14,8 @@ from . import autotune, tables
 from .adjoint import gather_kernel
 from .backward import gradients_kernel
 from .config import (
+    MOST_BACKWARD,
+    MOST_FORWARD,
     PARTIAL_BYTES,
     SCRATCH_BYTES,
     Config,
@@ -104,9 +106,9 @@ class _Problem:
             self.device,
         )
 
-    def constants(self, config: Config, wide: bool) -> dict[str, object]:
+    def constants(self, config: Config, most: int, wide: bool) -> dict[str, object]:
         """Arguments that the kernels are compiled for, apart from those of one pass."""
-        few = vector(self.classes)
+        few = vector(self.classes, most)
         return {
             "CT": few,
             "MANY": self.classes > few,
@@ -210,7 +212,7 @@ def _statistics(problem: _Problem, config: Config, encoded: tuple[int, ...], squ
     width = 1 + 2 * classes
     lists = tables.forward_tables(encoded, config.warps, problem.device)
     shape = problem.geometry(config.tile, logits)
-    constants = problem.constants(config, shape.wide)
+    constants = problem.constants(config, MOST_FORWARD, shape.wide)
     pixels = config.size
     rows = len(logits) * classes + 1 + config.warps * MAX_SCALES
     rows += config.warps * (classes + 2) if constants["MANY"] else 0
@@ -297,7 +299,7 @@ def _gradients(
     side = classes + 1
     table = tables.backward_table(encoded, problem.device)
     shape = problem.geometry(config.tile, grads)
-    constants = problem.constants(config, shape.wide)
+    constants = problem.constants(config, MOST_BACKWARD, shape.wide)
     pixels = config.size
     between = max(4 * classes, -(-shape.room * classes // pixels))
     rows = 2 * len(logits) * classes + 1 + 2 * MAX_SCALES + between

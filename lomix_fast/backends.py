@@ -53,8 +53,8 @@ BACKENDS: dict[str, Backend] = {
     )
 }
 
-# What "auto" tries, in order; "eager" runs anywhere.
-_PREFERENCE = ("cpu", "eager")
+# What "auto" tries on a kind of device, in order; "eager" runs anywhere. Not triton on a CPU: that is its interpreter.
+_PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("triton", "eager")}
 
 
 def available_backends(device: torch.device | str = "cpu") -> dict[str, str | None]:
@@ -70,11 +70,11 @@ def available_backends(device: torch.device | str = "cpu") -> dict[str, str | No
     return {name: backend.why_not(where) for name, backend in BACKENDS.items()}
 
 
-@lru_cache(maxsize=1)
-def _warn_of_fallback() -> None:
+@lru_cache(maxsize=8)
+def _warn_of_fallback(missing: str, reason: str) -> None:
     """Say once a process that the slow path runs; pip hides what the build has said."""
     warnings.warn(
-        f"impl='auto' runs plain PyTorch instead of the fused CPU kernel: {cpu.load_error()}. "
+        f"impl='auto' runs plain PyTorch instead of the fused {missing} kernel: {reason}. "
         "Pass impl='eager' to accept it in silence",
         RuntimeWarning,
         stacklevel=2,
@@ -90,9 +90,11 @@ def choose(impl: str, device: torch.device) -> str:
         RuntimeError: a named backend cannot run there; the message holds its reason. Only "auto" falls back.
     """
     if impl == "auto":
-        if device.type == "cpu" and cpu.load_error() is not None:
-            _warn_of_fallback()
-        return next(name for name in _PREFERENCE if BACKENDS[name].why_not(device) is None)
+        order = _PREFERENCE.get(device.type, ("eager",))
+        chosen = next(name for name in order if BACKENDS[name].why_not(device) is None)
+        if chosen != order[0]:
+            _warn_of_fallback(order[0], BACKENDS[order[0]].why_not(device) or "")
+        return chosen
     if impl not in BACKENDS:
         raise ValueError(f"impl: got {impl!r}, expected 'auto' or one of {tuple(BACKENDS)}")
     reason = BACKENDS[impl].why_not(device)

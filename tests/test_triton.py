@@ -60,6 +60,16 @@ def test_any_tile_of_a_volume(tile: tuple[int, int, int], monkeypatch: pytest.Mo
 
 
 @needs_triton
+@pytest.mark.parametrize("full", [(1, 5, 6), (1, 1, 7), (4, 1, 1)], ids=str)
+def test_flat_volumes(full: tuple[int, ...]) -> None:
+    """Axes of one voxel at full size and more of them at native size."""
+    one = dataclasses.replace(VOLUME, name="flat", full=full, native=((2, 3, 3), full), operators=("cat", "awf"))
+    got = run_backend(one, "triton")
+    check_stats(one, got)
+    check_gradients(one, got)
+
+
+@needs_triton
 @pytest.mark.parametrize("name", ["native_larger", "volume_one_voxel", "scales_2"])
 def test_positions_in_int64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What very long axes take: the same results."""
@@ -206,7 +216,7 @@ def test_without_triton_everything_else_works(absent: str) -> None:
 def test_triton_that_cannot_be_imported_says_why() -> None:
     broken = "import sys; sys.modules['lomix_fast.kernels.launch'] = None"
     _, on_cpu, _, said = json.loads(look(f"{broken}\n{_USE}", TRITON_INTERPRET="1"))
-    assert "the triton kernels could not be imported (ImportError: " in on_cpu["triton"]
+    assert "the triton kernels could not be imported (ModuleNotFoundError: " in on_cpu["triton"]
     assert said.endswith("reinstall triton. Use impl='auto' to let it fall back")
 
 
@@ -245,3 +255,65 @@ def test_nothing_is_left_of_a_call() -> None:
         got = run_backend(variant, "triton", make_inputs(variant))
         check_stats(variant, got)
         check_gradients(variant, got)
+
+
+def test_auto_takes_triton_on_a_gpu_and_never_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lomix_fast import backends
+
+    reasons = {"cpu": None, "triton": None, "eager": None}
+    for name in reasons:
+        row = dataclasses.replace(backends.BACKENDS[name], why_not=lambda device, name=name: reasons[name])
+        monkeypatch.setitem(backends.BACKENDS, name, row)
+    assert backends.choose("auto", torch.device("cuda")) == "triton"
+    assert backends.choose("auto", torch.device("cpu")) == "cpu"
+    reasons["cpu"] = reasons["triton"] = "it is broken"
+    backends._warn_of_fallback.cache_clear()
+    with pytest.warns(RuntimeWarning, match="instead of the fused triton kernel: it is broken"):
+        assert backends.choose("auto", torch.device("cuda")) == "eager"
+    with pytest.warns(RuntimeWarning, match="instead of the fused cpu kernel: it is broken"):
+        assert backends.choose("auto", torch.device("cpu")) == "eager"
+    assert backends.choose("auto", torch.device("meta")) == "eager"
+    backends._warn_of_fallback.cache_clear()
+
+
+# ---- autotuning, with a clock of our own ----
+
+
+@needs_triton
+def test_autotuning_takes_the_quickest_and_asks_once() -> None:
+    from lomix_fast.kernels import autotune
+    from lomix_fast.kernels.config import Config, candidates
+
+    usual = Config((1, 8, 32), 4, 32, 128, 32, 4)
+    tried = candidates(usual)
+    assert tried[0] == usual and len(set(tried)) == len(tried)
+    times = {config: 5.0 + n for n, config in enumerate(tried)}
+    times[tried[4]] = 1.0
+    asked: list[Config] = []
+
+    def clock(work, device: torch.device) -> float:
+        asked.append(work())
+        if asked[-1] == tried[2]:
+            raise RuntimeError("out of resource: registers")
+        return times[asked[-1]]
+
+    for _ in range(2):
+        assert autotune.best(("test", 1), tried, lambda c: c, torch.device("cpu"), clock) == tried[4]
+    assert asked == tried
+
+    def never(work, device: torch.device) -> float:
+        raise RuntimeError("out of resource: shared memory")
+
+    with pytest.raises(RuntimeError, match="shared memory"):
+        autotune.best(("test", 2), tried, lambda c: c, torch.device("cpu"), never)
+
+
+@needs_triton
+@pytest.mark.parametrize("value, wanted", [("1", True), ("0", False), (None, False)])
+def test_autotuning_is_off_unless_asked_for(value: str | None, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lomix_fast.kernels import autotune
+
+    monkeypatch.delenv("LOMIX_FAST_AUTOTUNE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("LOMIX_FAST_AUTOTUNE", value)
+    assert autotune.wanted() is wanted
