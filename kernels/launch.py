@@ -56,7 +56,8 @@ def share_out(batch: int, tiles: int, config: Config, target: Target, scratch: i
         partial: bytes that the sums of an item take.
     """
     programs = max(1, min(target.cores * config.per_core, SCRATCH_BYTES // scratch))
-    chunks = max(1, min(tiles, -(-programs // batch), PARTIAL_BYTES // (partial * batch)))
+    # Rounded down: one item more than programs, and a core works twice as long as the others.
+    chunks = max(1, min(tiles, programs // batch, PARTIAL_BYTES // (partial * batch)))
     chunk_tiles = -(-tiles // chunks)
     chunks = -(-tiles // chunk_tiles)
     return Shares(batch * chunks, chunks, chunk_tiles, min(programs, batch * chunks))

@@ -21,6 +21,7 @@ from lomix_fast.testing.judge import (
 __all__ = [
     "BACKENDS",
     "COMPILED",
+    "NATIVE",
     "Outcome",
     "check_gradients",
     "check_stats",
@@ -37,6 +38,9 @@ __all__ = [
 BACKENDS = [name for name, reason in available_backends().items() if reason is None]
 # Those with kernels of our own, which promise the same bits every time; PyTorch's matrix products make no such promise.
 COMPILED = [name for name in BACKENDS if name not in ("reference", "eager")]
+# Without triton, which on a CPU runs in its interpreter, thousands of times slower: it takes the whole list of cases
+# and tests of its own (test_triton.py), not those that call a backend hundreds of times or do not depend on which.
+NATIVE = [name for name in BACKENDS if name != "triton"]
 
 
 def largest_relative_difference(a: Tensor, b: Tensor) -> float:

@@ -11,6 +11,7 @@ import torch
 from common import (
     BACKENDS,
     COMPILED,
+    NATIVE,
     check_gradients,
     check_stats,
     plain_of,
@@ -123,7 +124,7 @@ def test_repeated_calls_give_the_same_bits(one: Case, impl: str) -> None:
         assert torch.equal(gradient, second.gradients[name]), name
 
 
-@pytest.mark.parametrize("impl", COMPILED)
+@pytest.mark.parametrize("impl", sorted(set(COMPILED) & set(NATIVE)))
 @cases(
     "many_tiles",
     "base",
@@ -148,8 +149,11 @@ def test_thread_count_does_not_change_a_bit(one: Case, impl: str) -> None:
             assert torch.equal(gradient, other.gradients[name]), name
 
 
-@backends
-@cases("volume", "linear_dice")
+@pytest.mark.parametrize(
+    "one, impl",
+    [(case(name), impl) for name in ("volume", "linear_dice") for impl in (NATIVE if name == "volume" else BACKENDS)],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
 def test_each_map_alone_sends_its_gradient_to_each_of_its_inputs(one: Case, impl: str) -> None:
     """A gradient that is wrongly zero, or wrong in one map, hides in a sum over all maps; here it stands alone."""
     inputs = make_inputs(one).requires_grad_()

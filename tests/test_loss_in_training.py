@@ -9,12 +9,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from common import BACKENDS
+from common import NATIVE
 from torch import Tensor, nn
 
 from lomix_fast import LoMixLoss, MixPlan, map_stats
 
-backends = pytest.mark.parametrize("impl", BACKENDS)
+backends = pytest.mark.parametrize("impl", NATIVE)
 
 
 def draw(scales: int = 2, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:

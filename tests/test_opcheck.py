@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from common import BACKENDS, cotangent
+from common import BACKENDS, NATIVE, cotangent
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lomix_fast import LoMixLoss, MixPlan, map_stats
 from lomix_fast.testing.cases import Case, case, make_inputs
 
-backends = pytest.mark.parametrize("impl", BACKENDS)
+backends = pytest.mark.parametrize("impl", NATIVE)
 THREE = case("linear_dice")
 CHECKED = (
     THREE,
@@ -40,8 +40,18 @@ def test_forward_op(one: Case, impl: str) -> None:
     torch.library.opcheck(torch.ops.lomix_fast.map_stats_forward.default, arguments(one, impl))
 
 
+@pytest.mark.parametrize("impl", sorted(set(BACKENDS) - set(NATIVE)))
+@pytest.mark.parametrize("name", ["finest_only", "empty_batch"])
+def test_ops_of_an_interpreted_backend(name: str, impl: str) -> None:
+    """The cheapest cases: opcheck calls an op again and again."""
+    given = arguments(case(name), impl)
+    torch.library.opcheck(torch.ops.lomix_fast.map_stats_forward.default, given)
+    grad_stats = cotangent(case(name)).to(torch.float32)
+    torch.library.opcheck(torch.ops.lomix_fast.map_stats_backward.default, (grad_stats, *given))
+
+
 # Not "reference": opcheck asks for the storage of every tensor, and those inside the torch.func.vjp it uses have none.
-@pytest.mark.parametrize("impl", [name for name in BACKENDS if name != "reference"])
+@pytest.mark.parametrize("impl", [name for name in NATIVE if name != "reference"])
 @pytest.mark.parametrize("one", CHECKED, ids=lambda c: c.name)
 def test_backward_op(one: Case, impl: str) -> None:
     grad_stats = cotangent(one).to(torch.float64 if one.dtype == torch.float64 else torch.float32)

@@ -8,7 +8,7 @@ from itertools import accumulate
 import pytest
 import torch
 from common import (
-    BACKENDS,
+    NATIVE,
     check_gradients,
     check_stats,
     largest_relative_difference,
@@ -24,7 +24,7 @@ from lomix_fast import LoMixLoss, map_stats
 from lomix_fast.plan import OPERATORS
 from lomix_fast.testing.cases import LAYOUTS, Case, make_inputs
 
-backends = pytest.mark.parametrize("impl", BACKENDS)
+backends = pytest.mark.parametrize("impl", NATIVE)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.int64, torch.uint8, torch.int32, torch.float32)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from common import BACKENDS
+from common import NATIVE
 from hypothesis import given
 from hypothesis import strategies as st
 from pruned import DROPPED, NAMES, draw, lower, make
@@ -17,7 +17,7 @@ from lomix_fast import LoMixLoss, lomix_loss, map_stats
 from lomix_fast.convert import lomix_to_module
 from lomix_fast.recipe import map_losses
 
-backends = pytest.mark.parametrize("impl", BACKENDS)
+backends = pytest.mark.parametrize("impl", NATIVE)
 
 
 def check_against_the_whole(criterion: LoMixLoss, dropped: Sequence[str], logits: list[Tensor], target: Tensor) -> None:
@@ -169,7 +169,7 @@ def count_host_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_decided_at_the_first_call_and_then_every_so_many(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    criterion = make(["orig_0"], prune_every=every, impl=BACKENDS[-1])
+    criterion = make(["orig_0"], prune_every=every, impl=NATIVE[-1])
     logits, target = draw()
     reads = count_host_reads(monkeypatch)
     for call in range(7):
@@ -183,7 +183,7 @@ def test_decided_at_the_first_call_and_then_every_so_many(every: int, monkeypatc
 
 
 def test_off_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    criterion = LoMixLoss(3, 3, impl=BACKENDS[-1], prune_every=1)
+    criterion = LoMixLoss(3, 3, impl=NATIVE[-1], prune_every=1)
     logits, target = draw()
     reads = count_host_reads(monkeypatch)
     criterion(logits, target).backward()

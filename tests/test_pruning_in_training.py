@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from common import BACKENDS
+from common import NATIVE
 from pruned import DROPPED, NAMES, draw, lower, make
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lomix_fast import LoMixLoss
 
-backends = pytest.mark.parametrize("impl", BACKENDS)
+backends = pytest.mark.parametrize("impl", NATIVE)
 
 
 # Safe -----------------------------------------------------------------------------------------------------------------

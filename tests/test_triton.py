@@ -112,6 +112,24 @@ def test_neighbours_are_those_of_torch(full: int, native: int, at: float) -> Non
     assert low - 1e-9 <= position <= high + 1e-9 and high - low <= 1
 
 
+# ---- numerical derivatives ----
+
+
+@needs_triton
+@pytest.mark.parametrize("operator", ["add", "mul", "cat", "awf"])
+def test_numerical_derivatives(operator: str) -> None:
+    """One random combination of outputs and inputs, in float64."""
+    one = Case("", 1, 3, (2, 3), ((1, 2), (3, 2)), torch.float64, (operator,), ())
+    inputs = make_inputs(one).requires_grad_()
+    named = inputs.differentiable
+
+    def stats_of(*tensors: torch.Tensor) -> torch.Tensor:
+        parameters = dict(zip(list(named)[2:], tensors[2:], strict=True))
+        return map_stats(tensors[:2], inputs.target, one.plan, **parameters, impl="triton")[0]
+
+    assert torch.autograd.gradcheck(stats_of, tuple(named.values()), fast_mode=True, atol=1e-6, rtol=1e-5)
+
+
 # ---- shares ----
 
 
