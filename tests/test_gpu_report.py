@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,8 +21,10 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import amdgcn, cards, model, sass
 from benchmarks.gpu.compiled import Compiled
 from benchmarks.gpu.counts import Executed, count, load_counts, save_counts
+from benchmarks.gpu.hooks import Counts
 from benchmarks.gpu.occupancy import programs_per_core
-from benchmarks.gpu.official import Traffic, official_memory, official_step
+from benchmarks.gpu.official import Step, Traffic, official_memory, official_step
+from benchmarks.gpu.page import write_page
 from benchmarks.gpu.table import judge, read_csv, write_csv
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +128,8 @@ def test_usage_of_amd() -> None:
         ("sm_90", 255, 4, 0, 2),
         ("sm_90", 32, 4, 0, 16),  # 64 warps
         ("sm_120", 32, 4, 0, 12),  # 48 warps
-        ("sm_80", 32, 4, 40 * 1024, 4),  # 164 KiB, 41 each
+        ("sm_90", 170, 4, 0, 2),  # 176 a thread
+        ("sm_80", 32, 4, 54 * 1024, 2),  # 164 KiB, 55 each with what every program takes
         ("gfx942", 108, 4, 0, 4),  # 4 warps of 512 / 112 in each of four parts
         ("gfx1100", 111, 4, 0, 6),  # 12 warps of 1536 / 120 in each of two parts
     ],
@@ -224,11 +228,14 @@ def test_the_file_comes_back(tmp_path: Path) -> None:
         read_csv(tmp_path / "other.csv")
 
 
-def test_other_reports_leave_the_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_reports_leave_the_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_csv(tmp_path / "gpu-compiled.csv", [_GOOD], "3.9.0")
     monkeypatch.setattr(report, "FOLDER", tmp_path)
-    with pytest.raises(SystemExit):  # there is nothing else
+    with pytest.raises(SystemExit):
         report.main(["--page", str(tmp_path / "page.md")])
+    assert "no results files in" in capsys.readouterr().err
 
 
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,6 +348,43 @@ def test_counts_of_a_small_problem(tmp_path: Path) -> None:
     assert forward.scratch > forward.touched > 0 and forward.launches > 1 and backward.launches > 3
     save_counts(tmp_path / "counts.json", {"small": found})
     assert load_counts(tmp_path / "counts.json") == {"small": found}
+
+
+def test_accesses_by_hand() -> None:
+    counts = Counts(128)
+    counts.place("scratch", 1000, 4096)
+    on = np.ones(256, bool)
+    counts.access("load", np.uint64(1000) + 4 * np.arange(256, dtype=np.uint64), on, 4)
+    assert counts.wavefronts["load_scratch"] == 8 and counts.touched == 1024  # lines count from the tensor's start
+    assert counts.warps["load_scratch"] == 4  # of 2 floats a thread
+    counts.access("load", np.uint64(1000) + 128 * np.arange(32, dtype=np.uint64), on[:32], 4)
+    assert counts.warps["load_scratch"] == 4 + 4  # all four warps hold 32 elements
+    columns = np.uint64(1000) + 8 * np.arange(128, dtype=np.uint64)
+    counts.access("store", columns, columns < 1000 + 8 * 40, 4)
+    assert counts.wavefronts["store_scratch"] == 2 + 1 and counts.bytes["store_scratch"] == 160
+    counts.access("load", np.array([1000], np.uint64), on[:1], 4)
+    assert counts.wavefronts["load_scalars"] == 4 and counts.elements["load_scalars"] == 1
+    counts.access("load", np.array([9999999] * 4, np.uint64), on[:4], 4)
+    assert counts.elements["load_tables"] == 4
+
+
+def test_the_page_calls_its_model_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("official_step", "rest_of_ours"):
+        monkeypatch.setattr(f"benchmarks.gpu.official.{name}", lambda *_: Step(10**6, 100, 4, 100))
+    compiled = [
+        dataclasses.replace(_GOOD, kernel=kernel, arch=card.arch, classes=p.classes, dims=p.dims)
+        for kernel in ("forward", "backward")
+        for card in cards.CARDS
+        for p in model.PROBLEMS.values()
+    ]
+    executed = {name: {"forward": _EXECUTED, "backward": _EXECUTED} for name in model.PROBLEMS}
+    write_page(tmp_path / "gpu.md", compiled, judge(compiled), "3.9.0", executed)
+    head, found = (tmp_path / "gpu.md").read_text().split("## Model\n")
+    assert "L = 1 to 6" in head and "No kernel was run on a GPU" in head
+    assert found.count("modelled ms") == 2 and "measured" not in found and "60 %" in found
+    assert found.count("**does not fit**") == 4  # 128^3 on all cards, 96^3 with 14 classes on the smallest
+    with pytest.raises(ValueError, match="got no \\('forward', 'sm_90', 9, 2\\)"):
+        write_page(tmp_path / "gpu.md", compiled[5:], [], "3.9.0", executed)
 
 
 def test_traffic_counts_what_moves() -> None:

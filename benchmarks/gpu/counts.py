@@ -80,7 +80,7 @@ def count(classes: int, dims: int, ratios: tuple[int, ...], image: tuple[int, ..
 def save_counts(path: Path, executed: Mapping[str, Mapping[str, Executed]]) -> None:
     """Write counts by problem and kernel as JSON."""
     plain = {problem: {name: asdict(one) for name, one in kernels.items()} for problem, kernels in executed.items()}
-    path.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
 
 
 def load_counts(path: Path) -> dict[str, dict[str, Executed]]:
@@ -124,7 +124,7 @@ def _count_here(classes: int, dims: int, ratios: Sequence[int], image: Sequence[
     out = {}
 
     def run(name: str, kernel: Any, call: Any) -> Any:
-        counts, kernels = Counts(configs[name].warps * 32), 0
+        counts, kernels, dry = Counts(configs[name].warps * 32), 0, False
         before = type(kernel).run
 
         def place(*positional: Any, **named: Any) -> None:
@@ -139,14 +139,20 @@ def _count_here(classes: int, dims: int, ratios: Sequence[int], image: Sequence[
             """Count operations of this one kernel, not of the small ones that its pass launches besides."""
             nonlocal kernels
             kernels += 1
+            if dry:
+                return None
             with counting(counts) if this is kernel else contextlib.nullcontext():
                 return before(this, *positional, **named)
 
         kernel.add_pre_run_hook(place)
         type(kernel).run = launched
         try:
-            with Traffic() as traffic, np.errstate(all="ignore"):  # a group of maps is filled up with empty ones
+            with np.errstate(all="ignore"):  # a group of maps is filled up with empty ones
                 result = call()
+            # Once more without the kernels: tables are kept from the first call, as in training.
+            kernels, dry = 0, True
+            with Traffic() as traffic:
+                call()
         finally:
             type(kernel).run = before
         scratch, sums = needed[-1]

@@ -45,7 +45,6 @@ class Counts:
         self.bytes: Counter[str] = Counter()
         self._ranges: list[tuple[int, int, str]] = []
         self._lines: np.ndarray = np.zeros(0, bool)
-        self._scratch = 0
 
     @property
     def touched(self) -> int:
@@ -55,7 +54,7 @@ class Counts:
         """Say what lies in memory: `size` bytes from address `start`; where: "scratch", "images" or "tables"."""
         self._ranges.append((start, start + size, where))
         if where == "scratch":
-            self._scratch, self._lines = start // LINE, np.zeros(size // LINE + 2, bool)
+            self._lines = np.zeros(size // LINE + 2, bool)
 
     def add(self, kind: str, size: int, each: float = 1.0) -> None:
         """Count one operation on a tensor of `size` elements, `each` instructions for an element."""
@@ -65,29 +64,32 @@ class Counts:
     def access(self, kind: str, pointers: np.ndarray, mask: np.ndarray, width: int) -> None:
         """Count a load or a store; width: bytes of an element."""
         size = pointers.size
-        # Elements without a scalar's tensor around them are one broadcast transaction for each warp.
-        where = "scalars" if size == 1 else self._where(int(pointers.flat[0]), pointers, mask)
+        start, where = self._where(pointers, mask)
+        if size == 1:  # one address for a whole warp
+            where = "scalars"
         name = f"{kind}_{where}"
-        flat = pointers.ravel()
-        run = size >= self.threads and bool((np.diff(flat.astype(np.int64)) == width).all())
+        # From where the tensor starts: a GPU's memory is aligned to whole lines, that of the host need not be.
+        flat = pointers.ravel().astype(np.int64) - start
+        run = size >= self.threads and bool((np.diff(flat) == width).all())
         vector = min(16 // width, max(1, size // self.threads)) if run else 1
         self.add(name, size, 1 / vector)
         taken = np.broadcast_to(mask, pointers.shape).ravel()
         self.bytes[name] += int(taken.sum()) * width
-        lines = flat // LINE
+        lines = flat // LINE + 1  # 0 stands for a lane that is masked off
         if where == "scratch" and taken.any():
-            self._lines[(lines[taken] - self._scratch).astype(np.int64)] = True
+            self._lines[lines[taken]] = True
         if size < self.threads:
             self.wavefronts[name] += self.threads // _LANES if taken.any() else 0
             return
-        ordered = np.sort(np.where(taken, lines, np.uint64(0)).reshape(-1, _LANES), axis=1)
+        ordered = np.sort(np.where(taken, lines, 0).reshape(-1, _LANES), axis=1)
         new = (ordered[:, 1:] != ordered[:, :-1]) & (ordered[:, 1:] != 0)
         self.wavefronts[name] += int(new.sum() + (ordered[:, 0] != 0).sum())
 
-    def _where(self, first: int, pointers: np.ndarray, mask: np.ndarray) -> str:
-        taken = np.broadcast_to(mask, pointers.shape)
-        one = int(pointers[taken].flat[0]) if taken.any() else first
-        return next((where for start, end, where in self._ranges if start <= one < end), "tables")
+    def _where(self, pointers: np.ndarray, mask: np.ndarray) -> tuple[int, str]:
+        """Start and name of the tensor that is read or written."""
+        taken = pointers[np.broadcast_to(mask, pointers.shape)]
+        one = int(taken.flat[0]) if taken.size else 0
+        return next(((start, where) for start, end, where in self._ranges if start <= one < end), (0, "tables"))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""

@@ -157,8 +157,12 @@ class Estimate:
     @property
     def seconds_arithmetic(self) -> float:
         """The same if no integer, address or branch instruction took a slot."""
-        both = ({**b, "issue": b["arithmetic"]} for b in (self.forward, self.backward))
-        return sum(worst(b)[1] for b in both) + self.launches * LAUNCH_S
+        return sum(seconds for _, seconds in self.worst_arithmetic) + self.launches * LAUNCH_S
+
+    @property
+    def worst_arithmetic(self) -> list[tuple[str, float]]:
+        """Likewise the resource that takes longest, forward and backward, and its seconds."""
+        return [worst({**b, "issue": b["arithmetic"]}) for b in (self.forward, self.backward)]
 
     @property
     def official_low(self) -> float:
@@ -186,13 +190,15 @@ def spread_of(name: str, workload: Workload, problem: Problem, done: Executed, r
     )
     shares = launch.share_out(workload.batch, shape.tiles, chosen, target, done.scratch, done.sums)
     on_core = -(-shares.programs // card.cores)
+    # Of the first core, which has most: its programs, and the items that each of them takes in turn.
+    items = sum(-(-(shares.items - first) // shares.programs) for first in range(0, shares.programs, card.cores))
     logits = workload.batch * problem.classes * _FLOAT * sum(z * y * x for z, y, x in native)
     once = logits + workload.pixels * _LABEL + 2 * shares.items * done.sums
     # Backward: gradients, labels once more to look for bad ones, and what tiles write to be gathered.
     again = logits + workload.pixels * _LABEL + 2 * shape.partial * _FLOAT
     return Spread(
         tiles=workload.batch * shape.tiles,
-        busiest=on_core * -(-shares.items // shares.programs) * shares.chunk_tiles,
+        busiest=items * shares.chunk_tiles,
         resident=max(1, min(resident, on_core)),
         programs=shares.programs,
         compulsory=once + (again if name == "backward" else 0),

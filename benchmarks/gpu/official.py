@@ -52,7 +52,7 @@ class Traffic(TorchDispatchMode):
         name = func.name().split("::")
         if name[0] != "aten":
             return out
-        if name[1].startswith(("_local_scalar_dense", "item", "equal")):
+        if name[1].startswith(("_local_scalar_dense", "equal")):
             self.syncs += 1
         elif not name[1].startswith(_NOTHING) and not getattr(func, "is_view", False):
             inputs, outputs = _tensors((args, kwargs)), _tensors(out)

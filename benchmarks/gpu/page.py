@@ -27,9 +27,9 @@ is no constant of what was compiled, and a launch does not specialise on its val
 
 {verdicts}
 
-Time to compile is processor time, the assembler's included: on an idle machine the time that one waits. Spills of
-NVIDIA's are loads and stores of local memory (LDL, STL) in the listing, and its stack bytes. AMD keeps scalar
-registers that it runs out of in lanes of vector registers; these are not in memory and not counted as spills.
+Time to compile is judged by processor time, the assembler's included: on an idle machine the time that one waits.
+Spills of NVIDIA's are loads and stores of local memory (LDL, STL) in the listing, and its stack bytes. AMD keeps
+scalar registers that it runs out of in lanes of vector registers; these are not in memory and not counted as spills.
 
 ### Registers of a thread
 In brackets the programs that fit on a core (SM or CU) by registers, threads and shared memory; **sp** loads and
@@ -176,13 +176,13 @@ def ours_table(estimates: Sequence[Estimate]) -> str:
                 _workload(e),
                 e.card.name,
                 *(f"{1e3 * seconds:.2f} ({resource})" for resource, seconds in map(worst, (e.forward, e.backward))),
-                f"{1e6 * e.launches * cards.LAUNCH_S:.0f} us",
+                f"{1e3 * e.launches * cards.LAUNCH_S:.2f} ({e.launches})",
                 f"**{1e3 * e.seconds:.2f}**",
-                f"{1e3 * e.seconds_arithmetic:.2f}",
+                f"{1e3 * e.seconds_arithmetic:.2f} ({'; '.join(resource for resource, _ in e.worst_arithmetic)})",
             ]
         )
     header = [
-        *("modelled ms", "card", "forward", "backward", f"{estimates[0].launches} launches", "step"),
+        *("modelled ms", "card", "forward", "backward", "launches", "step"),
         "step without addresses",
     ]
     return markdown(header, lines, left=2)
