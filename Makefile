@@ -1,4 +1,4 @@
-# make demo | test | bench | bench-report | lint | format | clean | distclean
+# make demo | test | bench | bench-report | gpu-report | lint | format | clean | distclean
 # Only python3, make and g++ are assumed: each command makes .venv, installs the pinned tools of requirements-dev.txt and
 # builds the extension when that has not been done yet or when C++ or setup files have changed.
 
@@ -9,7 +9,7 @@ CPP := $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp')
 LOMIX_FAST_BUILD ?= cpu
 export LOMIX_FAST_BUILD
 
-.PHONY: demo test bench bench-report lint format clean distclean
+.PHONY: demo test bench bench-report gpu-report lint format clean distclean
 
 demo: .venv/package
 	$(BIN)/python -m lomix_fast demo
@@ -22,6 +22,10 @@ bench: .venv/package
 
 bench-report: .venv/package
 	$(BIN)/python -m benchmarks.report $(ARGS)
+
+# Compiles the Triton kernels for GPUs that need not be here; the interpreter cannot.
+gpu-report: .venv/package
+	TRITON_INTERPRET=0 $(BIN)/python -m benchmarks.gpu $(ARGS)
 
 lint: .venv/package
 	$(BIN)/ruff check .
