@@ -93,8 +93,8 @@ def _count_here(classes: int, dims: int, ratios: Sequence[int], image: Sequence[
     """What `count` runs in the other process."""
     import numpy as np
     import torch
-
     from lomix_fast.kernels import config, launch
+
     from lomix_fast.testing.cases import Case, make_inputs
 
     from .hooks import Counts, counting

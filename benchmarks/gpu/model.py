@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-
 from lomix_fast.kernels import config, launch, tables
 
 from .cards import (
