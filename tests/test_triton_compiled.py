@@ -1,0 +1,32 @@
+"""The Triton kernels are compiled for GPUs that are not here: a fixed sample; `make gpu-report` compiles all."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.timeout(900)
+def test_a_sample_compiles_without_spills_and_in_time() -> None:
+    """In a process of its own, where kernels are compiled and not interpreted."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--sample", "--check", "--workers", "1"],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdicts = done.stdout.splitlines()
+    assert len(verdicts) == 3 and all(line.startswith("kept: ") for line in verdicts), done.stdout
+    for arch in ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100"):
+        assert f" {arch} " in done.stderr, done.stderr
