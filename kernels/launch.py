@@ -249,6 +249,9 @@ def _statistics(problem: _Problem, config: Config, encoded: tuple[int, ...], squ
             **options(problem.on, config.warps),
         )
     stats = partial.view(batch, shares.chunks, num_maps, width).sum(1)
+    # A probability that is no number spoils I_c also where class c is not the label, as in plain PyTorch: 0 * NaN. The
+    # kernel selects instead of multiplying; Q_c has seen every probability.
+    stats[:, :, 1 : 1 + classes] += 0 * stats[:, :, 1 + classes :]
     found = counts.view(batch, shares.chunks, 1 + classes).sum(1)  # int64
     stats.masked_fill_(found[:, :1, None] > 0, float("nan"))
     found[:, 0] = target[0].numel()

@@ -57,6 +57,8 @@ def why_not(device: torch.device) -> str | None:
 
     if device.type == "cpu" and not interpreted():
         return "TRITON_INTERPRET=1 was set after triton was imported; set it before"
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA or ROCm device here; `python -m lomix_fast doctor` shows what it was built for"
     if device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) < (7, 0):
         return f"triton needs compute capability 7.0 or newer, {torch.cuda.get_device_name(device)} is older"
     return None

@@ -247,7 +247,8 @@ def test_an_old_triton_is_named() -> None:
 
 @needs_triton
 def test_cpu_tensors_need_the_interpreter() -> None:
-    _, on_cpu, _, said = json.loads(look(_USE, TRITON_INTERPRET="0"))
+    _, on_cpu, on_cuda, said = json.loads(look(_USE, TRITON_INTERPRET="0"))
+    assert torch.cuda.is_available() or on_cuda.startswith("torch sees no CUDA or ROCm device here")
     assert "TRITON_INTERPRET=1, set before the first import" in on_cpu["triton"] and "cannot run here" in said
     late = "import os, triton; os.environ['TRITON_INTERPRET'] = '1'\n"
     assert "set after triton was imported" in look(f"{late}{_USE}", TRITON_INTERPRET="0")
