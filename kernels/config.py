@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 import triton
+import triton.language as tl
 
 # Scratch of all programs together, and partial sums of all items, stay under these.
 SCRATCH_BYTES = 128 * 2**20
@@ -63,8 +64,8 @@ class Target:
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, which is decided when they are first imported."""
-    return bool(triton.knobs.runtime.interpret)
+    """Whether kernels run in Triton's interpreter, which is decided when triton itself is imported."""
+    return not isinstance(tl.zeros_like, triton.JITFunction)
 
 
 @lru_cache(maxsize=16)
