@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from .config import Config
 
@@ -13,8 +14,10 @@ _chosen: dict[Hashable, Config] = {}
 
 
 def wanted() -> bool:
-    """Whether LOMIX_FAST_AUTOTUNE=1 is set."""
-    return os.environ.get("LOMIX_FAST_AUTOTUNE") == "1"
+    """Whether LOMIX_FAST_AUTOTUNE=1 is set, and the host may wait: not while a CUDA graph is captured."""
+    if os.environ.get("LOMIX_FAST_AUTOTUNE") != "1":
+        return False
+    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 def _milliseconds(work: Callable[[], object], device: torch.device) -> float:
@@ -60,7 +63,12 @@ def best(
         for position, config in enumerate(candidates):
             try:
                 times.append((time(lambda config=config: run(config), device), position))  # type: ignore[misc]
-            except (RuntimeError, ValueError) as error:  # too many registers or too much memory for this device
+            except (
+                RuntimeError,
+                ValueError,
+                OutOfResources,
+                PTXASError,
+            ) as error:  # too many registers or too much memory for this device
                 failure = error
         if not times:
             assert failure is not None

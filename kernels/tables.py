@@ -6,9 +6,10 @@ memory, which makes the host wait for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,9 +49,32 @@ def _row(one: Map, numbers: Sequence[int]) -> list[int]:
     return row + [0] * (TABLE_ROW - len(row))
 
 
+def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what `make` returns for the next call with the same arguments on the same stream of the device.
+
+    The last argument is the device. Another stream gets a table of its own: nothing orders it after the copy that
+    filled this one.
+    """
+    cached = lru_cache(maxsize=1024)(lambda stream, *arguments: make(*arguments))
+
+    @wraps(make)
+    def kept(*arguments: Any) -> Any:
+        device = arguments[-1]
+        return cached(torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0, *arguments)
+
+    return kept
+
+
 def _on(device: torch.device, rows: Sequence[Sequence[int]], dtype: torch.dtype) -> Tensor:
     table = torch.tensor(rows, dtype=dtype)
-    return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
+    if device.type == "cpu":
+        return table
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a CUDA graph is being captured with sizes, strides or maps that this stream has not seen; run a step with "
+            "them before capturing"
+        )
+    return table.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -61,7 +85,7 @@ class ForwardTables:
     maps: Tensor
 
 
-@lru_cache(maxsize=64)
+@_kept
 def forward_tables(encoded: tuple[int, ...], rows: int, device: torch.device) -> ForwardTables:
     """The maps in groups of `rows` of the same operator; a group that is not full ends with maps of size 0."""
     maps = decode(encoded)
@@ -77,7 +101,7 @@ def forward_tables(encoded: tuple[int, ...], rows: int, device: torch.device) ->
     return ForwardTables(_on(device, groups, torch.int32), _on(device, table, torch.int32))
 
 
-@lru_cache(maxsize=64)
+@_kept
 def backward_table(encoded: tuple[int, ...], device: torch.device) -> Tensor:
     """int32 [subsets, TABLE_ROW]: each set of members that makes a map, and the numbers of its maps or -1."""
     maps = decode(encoded)
@@ -88,7 +112,7 @@ def backward_table(encoded: tuple[int, ...], device: torch.device) -> Tensor:
     return _on(device, [_row(first[members], numbers) for members, numbers in found.items()], torch.int32)
 
 
-@lru_cache(maxsize=64)
+@_kept
 def cat_pairs(encoded: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Subsets of which a `cat` map is made, and the first pair of each; int64."""
     cat = [one for one in decode(encoded) if _OPERATORS[one.operator] == "cat"]
@@ -135,7 +159,7 @@ def _near(full: int, native: int, tile: int) -> int:
     return min(-(-full // tile), 2 * full // (native * tile) + 3)
 
 
-@lru_cache(maxsize=64)
+@_kept
 def geometry(
     full: Size,
     native: tuple[Size, ...],

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -302,6 +303,7 @@ def test_auto_takes_triton_on_a_gpu_and_never_on_a_cpu(monkeypatch: pytest.Monke
 def test_autotuning_takes_the_quickest_and_asks_once() -> None:
     from lomix_fast.kernels import autotune
     from lomix_fast.kernels.config import Config, candidates
+    from triton.runtime.errors import OutOfResources
 
     usual = Config((1, 8, 32), 4, 32, 128, 32, 4)
     tried = candidates(usual)
@@ -313,7 +315,7 @@ def test_autotuning_takes_the_quickest_and_asks_once() -> None:
     def clock(work, device: torch.device) -> float:
         asked.append(work())
         if asked[-1] == tried[2]:
-            raise RuntimeError("out of resource: registers")
+            raise OutOfResources(2, 1, "registers")
         return times[asked[-1]]
 
     for _ in range(2):
@@ -336,3 +338,28 @@ def test_autotuning_is_off_unless_asked_for(value: str | None, wanted: bool, mon
     if value is not None:
         monkeypatch.setenv("LOMIX_FAST_AUTOTUNE", value)
     assert autotune.wanted() is wanted
+
+
+# ---- tables on a GPU, with a stand-in for torch.cuda ----
+
+
+@needs_triton
+def test_another_stream_gets_a_table_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lomix_fast.kernels import tables
+
+    stream = types.SimpleNamespace(cuda_stream=1)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    make = tables._kept(lambda number, device: object())
+    one = make(7, torch.device("cuda"))
+    assert make(7, torch.device("cuda")) is one and make(8, torch.device("cuda")) is not one
+    stream.cuda_stream = 2
+    assert make(7, torch.device("cuda")) is not one
+
+
+@needs_triton
+def test_no_table_is_made_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lomix_fast.kernels import tables
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="run a step with them before capturing"):
+        tables._on(torch.device("cuda"), [[1]], torch.int64)
