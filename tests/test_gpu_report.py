@@ -249,7 +249,7 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
             gpu.main(arguments)
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
-    assert len(gpu.SAMPLE) <= 6
+    assert len(gpu.SAMPLE) <= 8
 
 
 _EXECUTED = Executed(
