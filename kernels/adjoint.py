@@ -21,6 +21,7 @@ from .pixels import (
     pick,
     scale_row,
     size_of,
+    sizes_of,
     source,
     wide,
 )
@@ -71,9 +72,7 @@ def tile_gradients(
     touch go to p_partial: [B, tiles, C, reach_z, reach_y, reach_x] from the scale's place on. p_room holds what is
     between the axes.
     """
-    full_z = size_of(p_geometry, FULL)
-    full_y = size_of(p_geometry, FULL + 1)
-    full_x = size_of(p_geometry, FULL + 2)
+    full_z, full_y, full_x = sizes_of(p_geometry, FULL)
     for i in tl.range(L, disable_licm=True):
         p_scale = scale_row(p_geometry, i)
         p_own = p_grads + i * (C * T)
@@ -92,12 +91,8 @@ def tile_gradients(
                     p_c = p_out + c * tl.load(p_scale + GRAD + 1)
                     tl.store(p_c, value.to(p_c.dtype.element_ty), mask=inside)
         if used & (tl.load(p_scale + SAME) == 0):
-            native_z = size_of(p_scale, NATIVE)
-            native_y = size_of(p_scale, NATIVE + 1)
-            native_x = size_of(p_scale, NATIVE + 2)
-            reach_z = size_of(p_scale, REACH)
-            reach_y = size_of(p_scale, REACH + 1)
-            reach_x = size_of(p_scale, REACH + 2)
+            native_z, native_y, native_x = sizes_of(p_scale, NATIVE)
+            reach_z, reach_y, reach_x = sizes_of(p_scale, REACH)
             zero = size_of(p_scale, ROW - 1)
             cells = reach_z * reach_y * reach_x
             p_out = p_partial + tl.load(p_scale + PARTIAL) + (b * tiles + tile) * C * cells
@@ -154,22 +149,14 @@ def gather_kernel(
     """Sum the tiles' gradients for BLOCK native elements of one scale. Grid: (blocks, L)."""
     i = tl.program_id(1)
     p_scale = scale_row(p_geometry, i)
-    native_z = size_of(p_scale, NATIVE)
-    native_y = size_of(p_scale, NATIVE + 1)
-    native_x = size_of(p_scale, NATIVE + 2)
+    native_z, native_y, native_x = sizes_of(p_scale, NATIVE)
     wanted = (tl.load(p_scale + USED) != 0) & (tl.load(p_scale + SAME) == 0)
     count = wide(native_z) * native_y * native_x * C * batch
     start = wide(tl.program_id(0)) * BLOCK
     if wanted & (start < count):
-        full_z = size_of(p_geometry, FULL)
-        full_y = size_of(p_geometry, FULL + 1)
-        full_x = size_of(p_geometry, FULL + 2)
-        tiles_z = size_of(p_geometry, TILES)
-        tiles_y = size_of(p_geometry, TILES + 1)
-        tiles_x = size_of(p_geometry, TILES + 2)
-        reach_z = size_of(p_scale, REACH)
-        reach_y = size_of(p_scale, REACH + 1)
-        reach_x = size_of(p_scale, REACH + 2)
+        full_z, full_y, full_x = sizes_of(p_geometry, FULL)
+        tiles_z, tiles_y, tiles_x = sizes_of(p_geometry, TILES)
+        reach_z, reach_y, reach_x = sizes_of(p_scale, REACH)
         e = start + tl.arange(0, BLOCK)
         known = e < count
         e = tl.minimum(e, count - 1)

@@ -29,6 +29,7 @@ from .maps import (
     plus,
     plus_scaled,
     plus_weighted,
+    scaled,
     store_classes,
     times,
 )
@@ -54,14 +55,6 @@ def _dot(a, b, CT: tl.constexpr):
     out = a[0] * b[0]
     for c in tl.static_range(1, CT):
         out += a[c] * b[c]
-    return out
-
-
-@triton.jit
-def _probabilities(x, top, inverse, CT: tl.constexpr):
-    out = ()
-    for c in tl.static_range(CT):
-        out = out + (tl.exp(x[c] - top) * inverse,)
     return out
 
 
@@ -99,12 +92,14 @@ def _map_gradient(
         tl.debug_barrier()
         mean = tl.zeros_like(label)
         for c0 in range(0, C, CT):
-            s = _probabilities(load_classes(p_out, c0, C, px >= 0, -float("inf"), T, CT, True), top, inverse, CT)
+            e, _ = exponentials(load_classes(p_out, c0, C, px >= 0, -float("inf"), T, CT, True), top, CT)
+            s = scaled(e, inverse, CT)
             mean += _dot(s, _pulls(p_grad, s, label, c0, C, SQUARED, CT, True), CT)
         along = tl.zeros_like(label)
         for c0 in range(0, C, CT):
             x = load_classes(p_out, c0, C, px >= 0, -float("inf"), T, CT, True)
-            s = _probabilities(x, top, inverse, CT)
+            e, _ = exponentials(x, top, CT)
+            s = scaled(e, inverse, CT)
             gradient = _gradient(s, _pulls(p_grad, s, label, c0, C, SQUARED, CT, True), mean, g_ce, label, c0, CT)
             for c in tl.static_range(CT):
                 along += tl.where(c0 + c < C, gradient[c] * x[c], 0.0)
@@ -117,9 +112,7 @@ def _map_gradient(
         top = largest(x, CT)
         e, total = exponentials(x, top, CT)
         inverse = tl.where(live, 1 / total, 0.0)
-        s = ()
-        for c in tl.static_range(CT):
-            s = s + (e[c] * inverse,)
+        s = scaled(e, inverse, CT)
         pulls = _pulls(p_grad, s, label, 0, C, SQUARED, CT, False)
         gradient = _gradient(s, pulls, _dot(s, pulls, CT), g_ce, label, 0, CT)
         along = _dot(gradient, x, CT)

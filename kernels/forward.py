@@ -22,6 +22,7 @@ from .maps import (
     largest,
     load_classes,
     make_map,
+    scaled,
     store_classes,
 )
 from .pixels import tile_origin, wide
@@ -36,14 +37,6 @@ def _accumulate(sums, s, label, c0, SQUARED: tl.constexpr, CT: tl.constexpr):
         out = out + (sums[c] + tl.where(label == c0 + c, s[c], 0.0),)
     for c in tl.static_range(CT):
         out = out + (sums[CT + c] + (s[c] * s[c] if SQUARED else s[c]),)
-    return out
-
-
-@triton.jit
-def _normalised(e, factor, CT: tl.constexpr):
-    out = ()
-    for c in tl.static_range(CT):
-        out = out + (e[c] * factor,)
     return out
 
 
@@ -87,7 +80,7 @@ def _few_classes(
         e, total = exponentials(x, top, CT)
         # A pixel without a label has no part in any sum.
         ce += tl.where(label >= 0, (top - at_label(x, label, 0, CT)) + tl.log(total), 0.0)
-        s = _normalised(e, tl.where(label >= 0, 1 / total, 0.0), CT)
+        s = scaled(e, tl.where(label >= 0, 1 / total, 0.0), CT)
         sums = _accumulate(sums, s, label, 0, SQUARED, CT)
     _add_to(p_map, ce, known)
     _store_sums(p_map, sums, 0, C, known, CT, False)
@@ -138,7 +131,7 @@ def _many_classes(
             top = tl.load(p_own + C * T + px)
             x = load_classes(p_own + px, c0, C, px >= 0, -float("inf"), T, CT, True)
             e, _ = exponentials(x, top, CT)
-            s = _normalised(e, tl.load(p_own + (C + 1) * T + px), CT)
+            s = scaled(e, tl.load(p_own + (C + 1) * T + px), CT)
             sums = _accumulate(sums, s, tl.load(p_label + px), c0, SQUARED, CT)
         _store_sums(p_map, sums, c0, C, known, CT, True)
     tl.debug_barrier()

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .pixels import FULL, LABEL, size_of, wide
+from .pixels import FULL, LABEL, size_of, sizes_of, wide
 from .stage import coordinates
 
 
@@ -40,7 +40,8 @@ def stage_labels(
     """
     px, z, y, x = coordinates(0, TZ, TY, TX, T)
     z, y, x = tile_z + z, tile_y + y, tile_x + x
-    inside = (z < size_of(p_geometry, FULL)) & (y < size_of(p_geometry, FULL + 1)) & (x < size_of(p_geometry, FULL + 2))
+    full_z, full_y, full_x = sizes_of(p_geometry, FULL)
+    inside = (z < full_z) & (y < full_y) & (x < full_x)
     label, valid = _load(p_target, p_geometry, b, z, y, x, inside, C)
     tl.store(p_row + px, tl.where(inside & valid, label, -1).to(ACC))
     return tl.sum((inside & ~valid).to(tl.int32), axis=0)

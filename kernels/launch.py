@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import triton.language as tl
@@ -32,6 +33,8 @@ from .config import (
 from .forward import statistics_kernel
 from .labels import bad_labels_kernel
 from .maps import MAX_SCALES
+
+_Result = TypeVar("_Result")
 
 _GATHER = 256  # native elements a program
 _LABELS = 2048  # pixels a program
@@ -169,6 +172,13 @@ def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
+def _configured(name: str, problem: _Problem, usual: Config, run: Callable[[Config], _Result]) -> _Result:
+    """Run one pass under its usual configuration, or under the quickest where autotuning is asked for."""
+    if autotune.wanted() and problem.on.kind != "interpreter":
+        usual = autotune.best((name, problem.key), candidates(usual), run, problem.device)
+    return run(usual)
+
+
 def forward(
     logits: Sequence[Tensor],
     target: Tensor,
@@ -195,15 +205,8 @@ def forward(
     if batch == 0:
         empty = target.new_empty((0, num_maps, width), dtype=problem.accumulator)
         return empty, target.new_empty((0, 1 + classes), dtype=problem.accumulator)
-    config = forward_config(problem.on, problem.full, classes)
-    if autotune.wanted() and problem.on.kind != "interpreter":
-        config = autotune.best(
-            ("forward", problem.key),
-            candidates(config),
-            lambda one: _statistics(problem, one, encoded, squared),
-            problem.device,
-        )
-    return _statistics(problem, config, encoded, squared)
+    usual = forward_config(problem.on, problem.full, classes)
+    return _configured("forward", problem, usual, lambda config: _statistics(problem, config, encoded, squared))
 
 
 def _statistics(problem: _Problem, config: Config, encoded: tuple[int, ...], squared: bool) -> tuple[Tensor, Tensor]:
@@ -276,15 +279,13 @@ def backward(
     if problem.batch == 0:
         zeros = [None if p is None else torch.zeros_like(p, dtype=problem.accumulator) for p in parameters]
         return _empty_gradients(problem), zeros
-    config = backward_config(problem.on, problem.full, problem.classes)
-    if autotune.wanted() and problem.on.kind != "interpreter":
-        config = autotune.best(
-            ("backward", problem.key),
-            candidates(config),
-            lambda one: _gradients(problem, one, grad_stats, parameters, encoded, squared),
-            problem.device,
-        )
-    return _gradients(problem, config, grad_stats, parameters, encoded, squared)
+    usual = backward_config(problem.on, problem.full, problem.classes)
+    return _configured(
+        "backward",
+        problem,
+        usual,
+        lambda config: _gradients(problem, config, grad_stats, parameters, encoded, squared),
+    )
 
 
 def _gradients(

@@ -86,6 +86,15 @@ def times(a, b, CT: tl.constexpr):
 
 
 @triton.jit
+def scaled(a, factor, CT: tl.constexpr):
+    """Return a * factor with one factor [ROWS, PX] for all classes."""
+    out = ()
+    for c in tl.static_range(CT):
+        out = out + (a[c] * factor,)
+    return out
+
+
+@triton.jit
 def plus_scaled(a, factor, b, CT: tl.constexpr):
     """Return a + factor * b with one factor [ROWS, PX] for all classes."""
     out = ()

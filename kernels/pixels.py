@@ -70,6 +70,12 @@ def size_of(p_row, field):
 
 
 @triton.jit
+def sizes_of(p_row, field):
+    """Three sizes in a row, along z, y and x."""
+    return size_of(p_row, field), size_of(p_row, field + 1), size_of(p_row, field + 2)
+
+
+@triton.jit
 def tile_origin(p_geometry, tile, TZ: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr):
     """First output pixel (z, y, x) of a tile."""
     tiles_y = size_of(p_geometry, TILES + 1)

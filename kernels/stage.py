@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .pixels import FULL, NATIVE, SAME, STRIDE, USED, pick, scale_row, size_of, source
+from .pixels import FULL, NATIVE, SAME, STRIDE, USED, pick, scale_row, size_of, sizes_of, source
 
 
 @triton.jit
@@ -37,9 +37,7 @@ def stage_logits(
 
     Pixels past the border repeat the last one: whoever reads them gives them no weight.
     """
-    full_z = size_of(p_geometry, FULL)
-    full_y = size_of(p_geometry, FULL + 1)
-    full_x = size_of(p_geometry, FULL + 2)
+    full_z, full_y, full_x = sizes_of(p_geometry, FULL)
     for i in tl.range(L, disable_licm=True):
         p_scale = scale_row(p_geometry, i)
         if tl.load(p_scale + USED) != 0:
