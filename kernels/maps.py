@@ -128,6 +128,12 @@ def hide_missing(x, c0, C, CT: tl.constexpr, MANY: tl.constexpr):
 
 
 @triton.jit
+def member_rows(p_rows, p_entry, j, on, C, T: tl.constexpr):
+    """Where the logits of member j of each map begin, among rows [L, C, T]; p_entry, on: [ROWS, 1] or scalars."""
+    return p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T)
+
+
+@triton.jit
 def attend(p_rows, p_attention, p_u, p_v, p_entry, size, first_pair, width, C, px, T: tl.constexpr, ACC: tl.constexpr):
     """Attention of each member: softmax over members of u . P + v, into rows [ROWS, LMAX, T].
 
@@ -139,7 +145,7 @@ def attend(p_rows, p_attention, p_u, p_v, p_entry, size, first_pair, width, C, p
     for j in range(width):
         on = j < size  # [ROWS, 1]
         pair = first_pair + j
-        p_member = p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T) + px
+        p_member = member_rows(p_rows, p_entry, j, on, C, T) + px
         score = zero + tl.load(p_v + pair, mask=on, other=0.0)
         for c in range(C):
             weight = tl.load(p_u + pair * C + c, mask=on, other=0.0)
@@ -188,7 +194,7 @@ def make_map(
         x = filled(1.0, like, CT)
         for j in range(width):
             on = j < size
-            p_member = p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T) + px
+            p_member = member_rows(p_rows, p_entry, j, on, C, T) + px
             x = times(x, load_classes(p_member, c0, C, on, 1.0, T, CT, MANY), CT)
     elif operator == CAT:
         if MANY:
@@ -198,7 +204,7 @@ def make_map(
             x = plus_weighted(filled(0.0, like, CT), p_bias + subset * C, 1, c0, C, size > 0, 1.0, CT, MANY)
             for j in range(width):
                 on = j < size
-                p_member = p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T) + px
+                p_member = member_rows(p_rows, p_entry, j, on, C, T) + px
                 p_matrix = p_w + (first_pair + j) * (C * C)
                 for c in range(C):  # in class
                     value = tl.load(p_member + c * T, mask=on, other=0.0)
@@ -207,14 +213,14 @@ def make_map(
         x = filled(0.0, like, CT)
         for j in range(width):
             on = j < size
-            p_member = p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T) + px
+            p_member = member_rows(p_rows, p_entry, j, on, C, T) + px
             attention = tl.load(p_attention + j * T, mask=on, other=0.0)
             x = plus_scaled(x, attention, load_classes(p_member, c0, C, on, 0.0, T, CT, MANY), CT)
     else:
         x = filled(0.0, like, CT)
         for j in range(width):
             on = j < size
-            p_member = p_rows + tl.load(p_entry + MEMBERS + j, mask=on, other=0) * (C * T) + px
+            p_member = member_rows(p_rows, p_entry, j, on, C, T) + px
             x = plus(x, load_classes(p_member, c0, C, on, 0.0, T, CT, MANY), CT)
     return hide_missing(x, c0, C, CT, MANY)
 
