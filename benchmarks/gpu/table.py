@@ -90,7 +90,7 @@ def judge(compiled: Sequence[Compiled]) -> list[Verdict]:
             f"each variant compiles in less than {MOST_SECONDS:.0f} s",
             not slow if fine else None,
             (f"slowest {slowest.cpu_seconds:.1f} s, {name(slowest)}" if slowest else "none compiled")
-            + f"; longest wait {max((c.seconds for c in fine), default=0):.1f} s, two at a time and beside other work"
+            + f"; longest wait {max((c.seconds for c in fine), default=0):.1f} s by the clock, with whatever else ran"
             + "".join(f"; {name(c)}: {c.cpu_seconds:.1f} s" for c in slow if c is not slowest),
         ),
     ]
