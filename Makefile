@@ -1,21 +1,25 @@
-# make demo | test | bench | bench-report | gpu-report | lint | format | clean | distclean
+# make demo | test | check-cuda | bench | bench-report | gpu-report | lint | format | clean | distclean
 # Only python3, make and g++ are assumed: each command makes .venv, installs the pinned tools of requirements-dev.txt and
 # builds the extension when that has not been done yet or when C++ or setup files have changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
-CPP := $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp')
+CPP := $(shell find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 # The fused kernel is the point of these commands: without a compiler they stop and say so instead of going on slowly.
 LOMIX_FAST_BUILD ?= cpu
 export LOMIX_FAST_BUILD
 
-.PHONY: demo test bench bench-report gpu-report lint format clean distclean
+.PHONY: demo test check-cuda bench bench-report gpu-report lint format clean distclean
 
 demo: .venv/package
 	$(BIN)/python -m lomix_fast demo
 
 test: .venv/package
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(ARGS)
+
+# Builds everything for a CUDA torch in an environment of its own, .venv-cuda, and tries what runs there; no GPU needed.
+check-cuda:
+	$(PYTHON) tests/check_cuda.py
 
 bench: .venv/package
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -46,16 +50,16 @@ format: .venv/requirements
 	@touch $@
 
 # csrc is listed with its directories, whose time changes when a file is added or removed.
-.venv/package: .venv/requirements pyproject.toml setup.py build_cpp.py $(shell find csrc)
+.venv/package: .venv/requirements pyproject.toml setup.py $(wildcard build_*.py) $(shell find csrc)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@$(BIN)/python -c "import lomix_fast as f; print('lomix_fast', f.__version__, f.available_backends())"
 	@touch $@
 
-# Objects, wheels and caches; the next command builds anew. distclean takes .venv as well.
+# Objects, wheels and caches; the next command builds anew. distclean takes the environments as well.
 clean:
 	rm -rf build dist runs lomix_fast.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f lomix_fast/_C*.so lomix_fast/_build_info.json .venv/package
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv
+	rm -rf .venv .venv-cuda

@@ -1,13 +1,14 @@
 """Builds the C++ extension lomix_fast._C: whether, from which sources, with which flags, in which order.
 
 setup.py calls `decide` and `build`; `python build_cpp.py` builds the objects and the module under build/ and installs
-nothing, which is how `make lint` looks for compiler warnings. Environment variables:
+nothing, which is how `make lint` looks for compiler warnings. The CUDA part is described in build_cuda.py. Environment
+variables, and those named there:
 
     LOMIX_FAST_BUILD   auto (default), cpu, cuda or none, see `requested_build`
     LOMIX_FAST_WERROR  1 turns warnings of our own sources into errors
     CXX                the C++ compiler; default g++, c++ or clang++, whichever is found first
     MAX_JOBS           how many files are compiled at once; default one per CPU
-    DEBUG              1 compiles with -O0 -g
+    DEBUG              1 compiles with -O0 -g, kernels for GPUs with -O1 -g
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import build_cuda
+from build_tools import BuildError, CannotBuild, complaint, debug, werror
 
 ROOT = Path(__file__).resolve().parent
 BUILDS = ("auto", "cpu", "cuda", "none")
@@ -45,14 +49,6 @@ int probe() { return twice(omp_get_max_threads()); }
 """
 
 
-class BuildError(RuntimeError):
-    """The build cannot do what was asked; the message says what to do."""
-
-
-class CannotBuild(BuildError):
-    """Something the extension needs is missing on this machine."""
-
-
 @dataclass(frozen=True)
 class Toolchain:
     """Everything found on this machine that a build of the extension needs."""
@@ -65,6 +61,8 @@ class Toolchain:
     torch_lib: str
     cxx11_abi: bool
     capabilities: tuple[str, ...]
+    cuda: build_cuda.Cuda | None = None
+    cuda_skipped: str = ""  # why there is no CUDA part
 
     @property
     def is_clang(self) -> bool:
@@ -73,18 +71,22 @@ class Toolchain:
 
     def describe(self) -> dict[str, str]:
         """Return what lomix_fast/_build_info.py reads when the extension fails to load."""
-        return {
+        record = {
             "torch": self.torch_version,
             "compiler": self.cxx_version,
             "capabilities": " ".join(self.capabilities),
         }
+        if self.cuda is None:
+            return {**record, "cuda_skipped": self.cuda_skipped}
+        return {**record, "cuda": self.cuda.version, "cuda_archs": " ".join(self.cuda.architectures)}
 
 
 def requested_build() -> str:
     """Return what LOMIX_FAST_BUILD asks for. No visible GPU and nothing else changes the answer.
 
-    auto: build the CPU extension where a C++20 compiler and torch are there, otherwise go on without it and say so.
-    cpu: build it or fail. cuda: not in this version. none: pure Python.
+    auto: build the CPU part where a C++20 compiler and torch are there, and the CUDA part where torch is a CUDA build
+    and there is an nvcc for it; go on without either and say so. cpu: build the CPU part or fail. cuda: build both or
+    fail. none: pure Python.
 
     Raises:
         BuildError: the value is none of these.
@@ -104,20 +106,31 @@ def decide() -> tuple[Toolchain | None, str]:
     asked = requested_build()
     if asked == "none":
         return None, "LOMIX_FAST_BUILD=none was set when it was installed"
-    if asked == "cuda":
-        raise BuildError(
-            "LOMIX_FAST_BUILD=cuda: this version of lomix_fast has no CUDA sources yet; "
-            "use LOMIX_FAST_BUILD=cpu for the CPU extension or none for pure Python"
-        )
     try:
-        return find_toolchain(), ""
+        toolchain = find_toolchain()
     except CannotBuild as error:
-        if asked == "cpu":
+        if asked != "auto":
             raise BuildError(
-                f"LOMIX_FAST_BUILD=cpu: {error}. LOMIX_FAST_BUILD=none installs without the C++ extension"
+                f"LOMIX_FAST_BUILD={asked}: {error}. LOMIX_FAST_BUILD=none installs without the C++ extension"
             ) from error
         _say_loudly(f"lomix_fast is installed WITHOUT its C++ extension: {error}")
         return None, str(error)
+    return _with_cuda(toolchain, asked), ""
+
+
+def _with_cuda(toolchain: Toolchain, asked: str) -> Toolchain:
+    """Add what the CUDA part needs, or the reason why that is not built."""
+    if asked == "cpu":
+        return replace(toolchain, cuda_skipped="LOMIX_FAST_BUILD=cpu was set when it was installed")
+    try:
+        return replace(toolchain, cuda=build_cuda.find(toolchain.cxx))
+    except CannotBuild as error:
+        if asked == "cuda":
+            raise BuildError(
+                f"LOMIX_FAST_BUILD=cuda: {error}. LOMIX_FAST_BUILD=cpu builds the extension for CPU tensors alone"
+            ) from error
+        print(f"lomix_fast is built without its CUDA kernels: {error}", file=sys.stderr, flush=True)
+        return replace(toolchain, cuda_skipped=str(error))
 
 
 def _say_loudly(message: str) -> None:
@@ -180,25 +193,11 @@ def _find_compiler() -> tuple[tuple[str, ...], str]:
         source = Path(scratch, "probe.cpp")
         source.write_text(_PROBE)
         flags = ["-std=c++20", "-fPIC", "-fopenmp", "-shared", str(source), "-o", str(Path(scratch, "probe.so"))]
-        complaint = _complaint([*cxx, *flags])
-    if complaint is not None:
-        raise CannotBuild(
-            f"the C++ compiler {shlex.join(cxx)!r} cannot build C++20 with OpenMP ({complaint}); {remedy}"
-        )
+        trouble = complaint([*cxx, *flags])
+    if trouble is not None:
+        raise CannotBuild(f"the C++ compiler {shlex.join(cxx)!r} cannot build C++20 with OpenMP ({trouble}); {remedy}")
     version = subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=False).stdout
     return cxx, version.partition("\n")[0]
-
-
-def _complaint(command: list[str]) -> str | None:
-    """Return None when a command succeeds, otherwise the first line that says why not."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        return str(error)
-    if done.returncode == 0:
-        return None
-    lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
-    return next((line for line in lines if "error" in line), lines[0])
 
 
 def _find_ninja() -> str:
@@ -216,7 +215,7 @@ def _usable_capabilities(cxx: tuple[str, ...]) -> tuple[str, ...]:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ("DEFAULT",)
     syntax_only = [*cxx, "-x", "c++", "-fsyntax-only", os.devnull]
-    return tuple(name for name, flags in CAPABILITIES.items() if _complaint([*syntax_only, *flags]) is None)
+    return tuple(name for name, flags in CAPABILITIES.items() if complaint([*syntax_only, *flags]) is None)
 
 
 # ---- flags ----
@@ -230,11 +229,11 @@ def compile_flags(toolchain: Toolchain, capability: str | None) -> list[str]:
         capability: a key of CAPABILITIES for a kernel, None for the glue, which is baseline code.
     """
     flags = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
-    flags += ["-O0", "-g"] if os.environ.get("DEBUG") == "1" else ["-O3", "-DNDEBUG"]
+    flags += ["-O0", "-g"] if debug() else ["-O3", "-DNDEBUG"]
     # Nobody here reads errno or floating-point exceptions; results keep IEEE meaning, so no -ffast-math.
     # A product that the source rounds is not fused with the addition after it: what is written twice must agree twice.
     flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
-    if _werror():
+    if werror():
         flags.append("-Werror")
     if capability is not None:
         flags += [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}", *CAPABILITIES[capability]]
@@ -255,21 +254,21 @@ def compile_flags(toolchain: Toolchain, capability: str | None) -> list[str]:
 def link_flags(toolchain: Toolchain) -> list[str]:
     """Return the flags that link the module. No rpath: lomix_fast imports torch first, which loads its libraries."""
     flags = [f"-L{toolchain.torch_lib}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
+    if toolchain.cuda is not None:
+        flags += ["-lc10_cuda", "-ltorch_cuda", toolchain.cuda.cudart]
     # The OpenMP runtime that torch brought along, if any: with a second one in the process, torch.set_num_threads would
     # not reach our loops. clang's code needs clang's own.
     own = sorted(Path(toolchain.torch_lib).glob("libgomp*.so*"))
     return [*flags, str(own[0]) if own and not toolchain.is_clang else "-fopenmp"]
 
 
-def _werror() -> bool:
-    return os.environ.get("LOMIX_FAST_WERROR") == "1"
-
-
 # ---- sources, in link order, and ninja ----
 
 
 def units(toolchain: Toolchain) -> list[tuple[str, str | None]]:
-    """Return (source file, capability or None) in link order.
+    """Return (source file, what it is compiled for or None) in link order.
+
+    A kernel for the CPU is compiled for each capability, build_cuda.FEW_SOURCE for each number of classes.
 
     Of a weak symbol, such as a function template of the standard library, the linker keeps the first copy it meets.
     That must be one compiled for every CPU: glue first, then the kernels from the baseline up.
@@ -281,13 +280,15 @@ def units(toolchain: Toolchain) -> list[tuple[str, str | None]]:
     glue = sorted(set(all_sources) - set(kernels))
     if not kernels or not glue:
         raise BuildError(f"no C++ sources under {ROOT / 'csrc'}; the source tree is incomplete")
-    return [(source, None) for source in glue] + [(s, name) for name in toolchain.capabilities for s in kernels]
+    cuda_glue, cuda_kernels = build_cuda.sources(ROOT) if toolchain.cuda else ([], [])
+    baseline: list[tuple[str, str | None]] = [(source, None) for source in (*glue, *cuda_glue)]
+    return [*baseline, *cuda_kernels, *((s, name) for name in toolchain.capabilities for s in kernels)]
 
 
 def build_directory(toolchain: Toolchain) -> Path:
     """Return where objects live: one directory for each setting that would otherwise rebuild everything in turn."""
-    setting = "debug" if os.environ.get("DEBUG") == "1" else "release"
-    strict = "-werror" if _werror() else ""
+    setting = "debug" if debug() else "release"
+    strict = "-werror" if werror() else ""
     return Path("build", f"cpp-{sys.implementation.cache_tag}-torch{toolchain.torch_version}-{setting}{strict}")
 
 
@@ -304,17 +305,19 @@ def write_ninja(toolchain: Toolchain) -> tuple[Path, Path]:
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = compile $in $for",
+        *_nvcc_rule(toolchain),
         "rule link",
         "  command = $cxx -shared $in $flags -o $out",
         "  description = link $out",
     ]
     objects = []
-    for source, capability in units(toolchain):
-        suffix = f".{capability}" if capability else ""
-        objects.append((directory / source).with_suffix(f"{suffix}.o"))
-        lines.append(f"build {_ninja_path(objects[-1])}: compile {_ninja_path(source)}")
-        lines.append(f"  flags = {_ninja_command(compile_flags(toolchain, capability))}")
-        lines.append(f"  for = {f'for {capability}' if capability else ''}")
+    for source, variant in units(toolchain):
+        is_cuda = source.endswith(".cu")
+        suffix = f".{variant}.o" if variant else ".cu.o" if is_cuda else ".o"
+        objects.append((directory / source).with_suffix(suffix))
+        lines.append(f"build {_ninja_path(objects[-1])}: {'nvcc' if is_cuda else 'compile'} {_ninja_path(source)}")
+        lines.append(f"  flags = {_ninja_command(_unit_flags(toolchain, source, variant))}")
+        lines.append(f"  for = {f'for {variant}' if variant else ''}{' classes' if variant and is_cuda else ''}")
     lines.append(f"build {_ninja_path(module)}: link {' '.join(map(_ninja_path, objects))}")
     lines.append(f"  flags = {_ninja_command(link_flags(toolchain))}")
     lines.append(f"default {_ninja_path(module)}")
@@ -322,6 +325,28 @@ def write_ninja(toolchain: Toolchain) -> tuple[Path, Path]:
     (ROOT / directory).mkdir(parents=True, exist_ok=True)
     (ROOT / path).write_text("\n".join(lines) + "\n")
     return path, module
+
+
+def _nvcc_rule(toolchain: Toolchain) -> list[str]:
+    if toolchain.cuda is None:
+        return []
+    return [
+        f"nvcc = {_ninja_command((toolchain.cuda.nvcc,))}",
+        "rule nvcc",
+        "  command = $nvcc -MD -MF $out.d $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = nvcc $in $for",
+    ]
+
+
+def _unit_flags(toolchain: Toolchain, source: str, variant: str | None) -> list[str]:
+    if toolchain.cuda is not None and source.endswith(".cu"):
+        return build_cuda.nvcc_flags(toolchain.cuda, toolchain.cxx, toolchain.cxx11_abi, variant)
+    flags = compile_flags(toolchain, variant)
+    if toolchain.cuda is not None and not source.startswith("csrc/cpu/"):
+        flags += build_cuda.glue_flags(toolchain.cuda)
+    return flags
 
 
 def _ninja_path(path: Path | str) -> str:
@@ -351,6 +376,7 @@ def build(toolchain: Toolchain) -> Path:
 
 if __name__ == "__main__":
     try:
-        print(build(find_toolchain()))
+        found, skipped = decide()
+        print(skipped if found is None else build(found))
     except BuildError as failure:
         raise SystemExit(str(failure)) from None

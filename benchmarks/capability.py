@@ -7,7 +7,7 @@ import importlib
 import torch
 
 import build_cpp
-from lomix_fast import _build_info, cpu
+from lomix_fast import _build_info, extension
 
 ORDER = tuple(build_cpp.CAPABILITIES)
 VARIABLE = "LOMIX_FAST_CPU_CAPABILITY"
@@ -16,7 +16,7 @@ _TITLES = {"AVX512": "AVX-512"}
 
 def in_use() -> str:
     """The capability of the fused kernel in this process, or that of torch where the extension cannot be loaded."""
-    if cpu.load_error() is not None:
+    if extension.load_error() is not None:
         return torch.backends.cpu.get_cpu_capability()
     return str(importlib.import_module("lomix_fast._C").cpu_capability())
 

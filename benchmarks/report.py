@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=_ROOT / "docs" / "benchmarks.md", help="Markdown file to write")
     parser.add_argument("--figures", type=Path, help="folder of the pictures; default figures/ beside the page")
     given = parser.parse_args(arguments)
-    paths = given.files or sorted(path for path in FOLDER.glob("*.csv") if not path.name.startswith("gpu-"))
+    paths = given.files or sorted(path for path in FOLDER.glob("*.csv") if not path.name.startswith(("gpu-", "cuda-")))
     if not paths:
         parser.error(f"no results files in {FOLDER}; make bench writes them")
     try:

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 _RECORD = Path(__file__).with_name("_build_info.json")  # written by setup.py, absent in a tree that was never built
-_REINSTALL = "run LOMIX_FAST_BUILD=cpu pip install --no-build-isolation --no-deps --force-reinstall . in its sources"
 
 
 def read() -> dict[str, str]:
     """Return the record of the build.
 
     Returns:
-        {"skipped": reason} when the extension was left out, {"torch", "compiler", "capabilities"} when it was built,
-        {} when there is no record.
+        {"skipped": reason} when the extension was left out; {"torch", "compiler", "capabilities"} when it was built,
+        with {"cuda", "cuda_archs"} (version, "8.0 9.0+PTX") or {"cuda_skipped": reason} for its CUDA kernels; {} when
+        there is no record.
     """
     try:
         return dict(json.loads(_RECORD.read_text()))
@@ -33,14 +33,33 @@ def obstacle() -> str | None:
     """
     record = read()
     if "skipped" in record:
-        return f"the extension lomix_fast._C was not built: {record['skipped']}; to build it, {_REINSTALL}"
+        return f"the extension lomix_fast._C was not built: {record['skipped']}; to build it, {reinstall()}"
     built_for = record.get("torch")
     if built_for is not None and _release(built_for) != _release(torch.__version__):
         return (
             f"the extension lomix_fast._C was built for torch {built_for}, but this is torch {torch.__version__}; "
-            f"to build it anew, {_REINSTALL}"
+            f"to build it anew, {reinstall()}"
+        )
+    cuda = record.get("cuda")
+    if cuda is not None and _release(cuda)[0] != (_release(torch.version.cuda or "") or [""])[0]:
+        its = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        return (
+            f"the extension lomix_fast._C was built for CUDA {cuda}, but this torch {torch.__version__} is built {its}"
+            f"; to build it anew, {reinstall('auto')}"
         )
     return None
+
+
+def reinstall(build: str = "cpu", architectures: str = "") -> str:
+    """Return how to build the extension anew, as the end of a sentence.
+
+    Args:
+        build: what LOMIX_FAST_BUILD has to ask for.
+        architectures: GPUs to build for, "" for those that are built for anyway.
+    """
+    these = f"TORCH_CUDA_ARCH_LIST={architectures} " if architectures else ""
+    command = "pip install --no-build-isolation --no-deps --force-reinstall ."
+    return f"run {these}LOMIX_FAST_BUILD={build} {command} in its sources"
 
 
 def _release(version: str) -> list[str]:

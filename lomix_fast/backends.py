@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import cpu, eager, reference, triton_backend
+from . import cpu, cuda_backend, eager, reference, triton_backend
 from .plan import MixPlan
 
 Forward = Callable[[Sequence[Tensor], Tensor, Sequence["Tensor | None"], MixPlan], "tuple[Tensor, Tensor]"]
@@ -49,12 +49,13 @@ BACKENDS: dict[str, Backend] = {
         Backend("reference", _always, reference.forward, reference.backward),
         Backend("eager", _always, eager.forward, eager.backward),
         Backend("cpu", cpu.why_not, cpu.forward, cpu.backward),
+        Backend("cuda", cuda_backend.why_not, cuda_backend.forward, cuda_backend.backward),
         Backend("triton", triton_backend.why_not, triton_backend.forward, triton_backend.backward),
     )
 }
 
 # What "auto" tries on a kind of device, in order; "eager" runs anywhere. Not triton on a CPU: that is its interpreter.
-_PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("triton", "eager")}
+_PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
 
 
 def available_backends(device: torch.device | str = "cpu") -> dict[str, str | None]:
@@ -71,10 +72,16 @@ def available_backends(device: torch.device | str = "cpu") -> dict[str, str | No
 
 
 @lru_cache(maxsize=8)
-def _warn_of_fallback(missing: str, reason: str) -> None:
-    """Say once a process that the slow path runs; pip hides what the build has said."""
+def _warn_of_fallback(missing: tuple[tuple[str, str], ...]) -> None:
+    """Say once a process that the slow path runs; pip hides what the build has said.
+
+    Args:
+        missing: names of the backends that would have been fast, with the reason why each cannot run.
+    """
+    names = " or ".join(name for name, _ in missing)
+    reasons = [reason if len(missing) == 1 else f"{name}: {reason}" for name, reason in missing]
     warnings.warn(
-        f"impl='auto' runs plain PyTorch instead of the fused {missing} kernel: {reason}. "
+        f"impl='auto' runs plain PyTorch instead of the fused {names} kernel: {'; '.join(reasons)}. "
         "Pass impl='eager' to accept it in silence",
         RuntimeWarning,
         stacklevel=2,
@@ -91,10 +98,15 @@ def choose(impl: str, device: torch.device) -> str:
     """
     if impl == "auto":
         order = _PREFERENCE.get(device.type, ("eager",))
-        chosen = next(name for name in order if BACKENDS[name].why_not(device) is None)
-        if chosen != order[0]:
-            _warn_of_fallback(order[0], BACKENDS[order[0]].why_not(device) or "")
-        return chosen
+        missing = []
+        for name in order:
+            reason = BACKENDS[name].why_not(device)
+            if reason is None:
+                break
+            missing.append((name, reason))
+        if name == "eager" and missing:
+            _warn_of_fallback(tuple(missing))
+        return name
     if impl not in BACKENDS:
         raise ValueError(f"impl: got {impl!r}, expected 'auto' or one of {tuple(BACKENDS)}")
     reason = BACKENDS[impl].why_not(device)

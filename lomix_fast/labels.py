@@ -7,6 +7,9 @@ import os
 import torch
 from torch import Tensor
 
+# Types that the compiled kernels read as they are; labels of others are turned into int64 first.
+KERNEL_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 def class_index(target: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None]:
     """Turn labels of any integer, bool or whole-number float type into int64 class numbers.

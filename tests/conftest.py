@@ -17,6 +17,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
     spare_repeated_patching()
 
+# Before any test asks which backends there are.
+if os.environ.get("CUDA_HOST_LIBRARY"):
+    from cuda_host_backend import register
+
+    register()
+
 # The same examples every time, unless HYPOTHESIS_PROFILE=explore goes looking for new ones.
 _COMMON = {
     "deadline": None,

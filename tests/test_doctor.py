@@ -90,6 +90,23 @@ def test_without_triton_and_extension(tmp_path: Path) -> None:
     assert "triton      not installed" in done.stdout and "cpu         no: the extension" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "record, words",
+    [
+        ({"cuda": "13.0", "cuda_archs": "8.0 9.0+PTX"}, "by CUDA 13.0, for 8.0 9.0+PTX"),
+        ({"cuda_skipped": "no nvcc was found"}, "none: no nvcc was found"),
+        ({}, "none: its build has recorded no reason"),
+    ],
+)
+def test_says_whether_the_extension_has_its_cuda_part(
+    record: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = {"torch": "2.13.0", "compiler": "g++ 12", "capabilities": "DEFAULT", **record}
+    monkeypatch.setattr(_build_info, "read", lambda: built)
+    assert main(["doctor"]) == 0
+    assert f"\nCUDA part   {words}\n" in capsys.readouterr().out
+
+
 def test_a_triton_that_does_not_import(tmp_path: Path) -> None:
     (tmp_path / "triton.py").write_text("raise ImportError('libtriton.so: wrong ELF class')")
     done = subprocess_doctor(f"sys.path.insert(0, {str(tmp_path)!r})")

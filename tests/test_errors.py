@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lomix_fast import LoMixLoss, MixPlan, available_backends, lomix_loss, map_stats
 from lomix_fast.backends import BACKENDS as TABLE
+from lomix_fast.backends import _warn_of_fallback
 
 PLAN = MixPlan.create(2)
 ADD = MixPlan.create(2, ("add",))
@@ -290,7 +291,7 @@ def test_criterion_on_another_device(nothing_runs: None) -> None:
 
 
 def test_unknown_and_unusable_backends(monkeypatch: pytest.MonkeyPatch, nothing_runs: None) -> None:
-    words = ("impl: got 'fast'", "'auto'", "'reference'", "'eager'", "'cpu'")
+    words = ("impl: got 'fast'", "'auto'", "'reference'", "'eager'", "'cpu'", "'cuda'", "'triton'")
     expect(ValueError, words, map_stats, good_logits(), good_target(), ADD, impl="fast")
     monkeypatch.setitem(TABLE, "cpu", replace(TABLE["cpu"], why_not=lambda device: "it was built for another planet"))
     assert available_backends()["cpu"] == "it was built for another planet"
@@ -309,6 +310,7 @@ def unusable(logits: list[Tensor]) -> Tensor:
 
 def test_auto_falls_back_and_a_named_backend_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TABLE, "cpu", replace(TABLE["cpu"], why_not=lambda device: "no"))
+    _warn_of_fallback.cache_clear()
     logits, target = good_logits(), good_target()
     with pytest.warns(RuntimeWarning, match="instead of the fused cpu kernel: no"):  # once a process
         found = map_stats(logits, target, ADD)[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email
 import importlib.metadata
-import importlib.util
 import json
 import os
 import shutil
@@ -14,42 +13,20 @@ import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from build_scripts import ROOT, TOOLCHAIN, VARIABLES, build_cpp
 
 import lomix_fast
 from lomix_fast import _build_info
 
-ROOT = Path(__file__).resolve().parent.parent
 NOT_SOURCE = (".*", "build", "dist", "runs", "docs", "*.egg-info", "*.so", "_build_info.json", "__pycache__")
-
-
-def load_build_cpp() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_cpp", ROOT / "build_cpp.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["build_cpp"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-build_cpp = load_build_cpp()
-TOOLCHAIN = build_cpp.Toolchain(
-    cxx=("g++",),
-    cxx_version="g++ 12",
-    ninja="ninja",
-    torch_version="2.13.0",
-    torch_include=("/torch/include",),
-    torch_lib="/torch/lib",
-    cxx11_abi=True,
-    capabilities=("DEFAULT", "AVX2", "AVX512"),
-)
 
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
     """None of the variables that steer a build is set, whatever the caller of pytest set."""
-    for name in ("LOMIX_FAST_BUILD", "LOMIX_FAST_WERROR", "CXX", "MAX_JOBS", "DEBUG", "PYTHONPATH"):
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -122,12 +99,6 @@ def test_setup_refuses_before_any_work(tmp_path):
     assert done.stdout == ""
 
 
-def test_cuda_is_not_there_yet(monkeypatch):
-    monkeypatch.setenv("LOMIX_FAST_BUILD", "cuda")
-    with pytest.raises(build_cpp.BuildError, match="no CUDA sources yet; use LOMIX_FAST_BUILD=cpu"):
-        build_cpp.decide()
-
-
 def test_none_never_looks_for_a_compiler(monkeypatch):
     monkeypatch.setenv("LOMIX_FAST_BUILD", "none")
     monkeypatch.setattr(build_cpp, "find_toolchain", lambda: pytest.fail("looked"))
@@ -149,17 +120,18 @@ def no_torch(monkeypatch) -> None:
         (no_torch, ["cannot import torch", "--no-build-isolation"]),
     ],
 )
-def test_auto_goes_on_and_cpu_fails_when_something_is_missing(remove, words, monkeypatch, capfd):
+def test_auto_goes_on_and_others_fail_when_something_is_missing(remove, words, monkeypatch, capfd):
     remove(monkeypatch)
     toolchain, reason = build_cpp.decide()
     warning = capfd.readouterr().err
     assert toolchain is None
     assert all(word in reason for word in words), reason
     assert "WITHOUT its C++ extension" in warning and reason in warning
-    monkeypatch.setenv("LOMIX_FAST_BUILD", "cpu")
-    with pytest.raises(build_cpp.BuildError) as caught:
-        build_cpp.decide()
-    assert all(word in str(caught.value) for word in [*words, "LOMIX_FAST_BUILD=cpu", "LOMIX_FAST_BUILD=none"])
+    for asked in ("cpu", "cuda"):
+        monkeypatch.setenv("LOMIX_FAST_BUILD", asked)
+        with pytest.raises(build_cpp.BuildError) as caught:
+            build_cpp.decide()
+        assert all(word in str(caught.value) for word in [*words, f"LOMIX_FAST_BUILD={asked}", "LOMIX_FAST_BUILD=none"])
 
 
 def test_old_torch_is_named(monkeypatch):
@@ -184,7 +156,8 @@ def test_baseline_code_is_linked_before_code_for_newer_cpus():
     assert capabilities == sorted(capabilities, key=order.index)
     assert set(capabilities) == set(order)
     sources = {source for source, _ in build_cpp.units(TOOLCHAIN)}
-    assert sources == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/**/*.cpp")}
+    both = (*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"))
+    assert sources == {path.relative_to(ROOT).as_posix() for path in both}
 
 
 @pytest.mark.parametrize("capability", [None, "DEFAULT"])
@@ -227,8 +200,18 @@ def test_version_is_in_one_place(wheel):
 
 def test_sdist_holds_all_sources_and_nothing_built(sdist):
     names = {path.relative_to(sdist).as_posix() for path in sdist.rglob("*") if path.is_file()}
-    wanted = {"LICENSE", "Makefile", "build_cpp.py", "pyproject.toml", "requirements-dev.txt", "setup.py"}
-    for pattern in ("csrc/**/*.h", "csrc/**/*.cpp", "kernels/**/*.py", "lomix_fast/**/*.py", "tests/**/*.py"):
+    wanted = {"LICENSE", "Makefile", "pyproject.toml", "setup.py"}
+    for pattern in (
+        "build_*.py",
+        "requirements-*.txt",
+        "csrc/**/*.*",
+        "kernels/**/*.py",
+        "lomix_fast/**/*.py",
+        "tests/**/*.py",
+        "tests/**/*.h",
+        "tests/**/*.cpp",
+        "tests/**/*.cu",
+    ):
         found = {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)}
         assert found
         wanted |= found
@@ -309,3 +292,21 @@ def test_build_record_names_the_cause(monkeypatch, tmp_path):
     record.write_text(json.dumps(TOOLCHAIN.describe()))
     monkeypatch.setattr("torch.__version__", "2.13.9+cu130")
     assert _build_info.obstacle() is None  # the same release: only major and minor count
+
+
+@pytest.mark.parametrize(
+    "cuda, words",
+    [
+        ("13.2", None),
+        ("12.8", "built for CUDA 13.0, but this torch 2.13.0 is built for CUDA 12.8"),
+        (None, "without CUDA"),
+    ],
+)
+def test_an_extension_for_another_cuda_is_not_loaded(cuda, words, monkeypatch, tmp_path):
+    record = tmp_path / "_build_info.json"
+    record.write_text(json.dumps({**TOOLCHAIN.describe(), "cuda": "13.0", "cuda_archs": "9.0"}))
+    monkeypatch.setattr(_build_info, "_RECORD", record)
+    monkeypatch.setattr("torch.__version__", "2.13.0")
+    monkeypatch.setattr("torch.version.cuda", cuda)
+    said = _build_info.obstacle()
+    assert said is None if words is None else words in said and "run LOMIX_FAST_BUILD=auto pip install" in said

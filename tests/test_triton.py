@@ -277,22 +277,15 @@ def test_nothing_is_left_of_a_call() -> None:
         check_gradients(variant, got)
 
 
-def test_auto_takes_triton_on_a_gpu_and_never_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_never_takes_triton_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from lomix_fast import backends
 
-    reasons = {"cpu": None, "triton": None, "eager": None}
-    for name in reasons:
-        row = dataclasses.replace(backends.BACKENDS[name], why_not=lambda device, name=name: reasons[name])
+    for name, reason in (("cpu", "it is broken"), ("triton", None)):
+        row = dataclasses.replace(backends.BACKENDS[name], why_not=lambda device, reason=reason: reason)
         monkeypatch.setitem(backends.BACKENDS, name, row)
-    assert backends.choose("auto", torch.device("cuda")) == "triton"
-    assert backends.choose("auto", torch.device("cpu")) == "cpu"
-    reasons["cpu"] = reasons["triton"] = "it is broken"
     backends._warn_of_fallback.cache_clear()
-    with pytest.warns(RuntimeWarning, match="instead of the fused triton kernel: it is broken"):
-        assert backends.choose("auto", torch.device("cuda")) == "eager"
     with pytest.warns(RuntimeWarning, match="instead of the fused cpu kernel: it is broken"):
         assert backends.choose("auto", torch.device("cpu")) == "eager"
-    assert backends.choose("auto", torch.device("meta")) == "eager"
     backends._warn_of_fallback.cache_clear()
 
 

@@ -5,8 +5,9 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
 #include <utility>
+
+#include "../mix_math.h"
 
 namespace lomix::cpu {
 namespace {
@@ -16,95 +17,12 @@ namespace {
 // sum is the same on every machine. A sample is one unit at least.
 constexpr int64_t kPixelsPerUnit = 12288, kLeastPixelsPerUnit = 2048;
 constexpr int64_t kFewUnits = 16, kManyUnits = 96;
-constexpr double kLog2E = 1.44269504088896340736;
 // Of the enlarged rows that a pass keeps; the backward pass keeps their gradients as well.
 constexpr int64_t kBlockBytes = 512 * 1024;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-LogitType logit_type(at::ScalarType type) {
-  switch (type) {
-    case at::kDouble: return LogitType::kDouble;
-    case at::kHalf: return LogitType::kHalf;
-    case at::kBFloat16: return LogitType::kBFloat16;
-    default: return LogitType::kFloat;
-  }
-}
-
-LabelType label_type(at::ScalarType type) {
-  switch (type) {
-    case at::kBool:
-    case at::kByte: return LabelType::kUInt8;
-    case at::kChar: return LabelType::kInt8;
-    case at::kShort: return LabelType::kInt16;
-    case at::kInt: return LabelType::kInt32;
-    default: return LabelType::kInt64;
-  }
-}
-
-// Sizes or strides of the spatial axes as z, y, x; missing leading axes have `missing`.
-std::array<int64_t, 3> as_zyx(at::IntArrayRef values, size_t first, int64_t missing) {
-  std::array<int64_t, 3> zyx = {missing, missing, missing};
-  const size_t axes = values.size() - first;
-  for (size_t i = 0; i < axes; ++i) zyx[3 - axes + i] = values[first + i];
-  return zyx;
-}
-
 }  // namespace
-
-void check_inputs(const Inputs& inputs) {
-  const int64_t L = static_cast<int64_t>(inputs.logits.size());
-  TORCH_CHECK_VALUE(L >= 1 && L <= kMaxScales, "logits: got ", L, " tensors, expected 1 to ", kMaxScales);
-  const at::Tensor& first = inputs.logits[0];
-  const int64_t C = first.dim() >= 3 && first.dim() <= 5 ? first.size(1) : 0;
-  TORCH_CHECK_VALUE(C >= 1, "logits[0]: got shape ", first.sizes(), ", expected [B, C, *native]");
-  for (const at::Tensor& z : inputs.logits) {
-    TORCH_CHECK_VALUE(z.dim() == first.dim() && z.size(0) == first.size(0) && z.size(1) == C &&
-                          z.scalar_type() == first.scalar_type() && z.device().is_cpu(),
-                      "logits: got ", z.toString(), " ", z.sizes(), ", expected what logits[0] has: ", first.toString(),
-                      " ", first.sizes());
-  }
-  TORCH_CHECK_VALUE(
-      inputs.target.dim() == first.dim() - 1 && inputs.target.size(0) == first.size(0) &&
-          inputs.target.device().is_cpu() && at::isIntegralType(inputs.target.scalar_type(), /*includeBool=*/true),
-      "target: got ", inputs.target.toString(), " ", inputs.target.sizes(), ", expected integers [B, *full] on CPU");
-  const auto has_pixels = [](const at::Tensor& t, int64_t first_axis) {
-    const at::IntArrayRef sizes = t.sizes();
-    return std::all_of(sizes.begin() + first_axis, sizes.end(), [](int64_t n) { return n > 0; });
-  };
-  for (const at::Tensor& z : inputs.logits) {
-    TORCH_CHECK_VALUE(has_pixels(z, 2), "logits: got shape ", z.sizes(), ", expected at least one pixel");
-  }
-  TORCH_CHECK_VALUE(has_pixels(inputs.target, 1), "target: got shape ", inputs.target.sizes(),
-                    ", expected at least one pixel");
-  TORCH_CHECK_VALUE(inputs.maps.size() % 4 == 0, "maps: got ", inputs.maps.size(), " integers, expected four a map");
-  const int64_t S = (int64_t{1} << L) - 1 - L, K = L * (int64_t{1} << (L - 1)) - L;
-  const auto expect = [](const char* name, const std::optional<at::Tensor>& given, at::IntArrayRef shape) {
-    TORCH_CHECK_VALUE(!given.has_value() || given->sizes() == shape, name, ": got shape ", given->sizes(),
-                      ", expected ", shape);
-  };
-  expect("cat_weight", inputs.cat_weight, {K, C, C});
-  expect("cat_bias", inputs.cat_bias, {S, C});
-  expect("awf_weight", inputs.awf_weight, {K, C});
-  expect("awf_bias", inputs.awf_bias, {K});
-  std::set<std::pair<int64_t, int64_t>> seen;
-  for (size_t i = 0; i < inputs.maps.size(); i += 4) {
-    const int64_t op = inputs.maps[i], mask = inputs.maps[i + 1], subset = inputs.maps[i + 2];
-    const bool known = op >= 0 && op <= static_cast<int64_t>(Operator::kAwf) && mask > 0 && mask >> L == 0;
-    TORCH_CHECK_VALUE(known && subset < S && inputs.maps[i + 3] + __builtin_popcountll(mask) <= K + (op == 0 ? L : 0),
-                      "maps: got operator ", op, " with members ", mask, ", which no plan of ", L, " scales has");
-    TORCH_CHECK_VALUE(op == 0 ? __builtin_popcountll(mask) == 1
-                              : __builtin_popcountll(mask) > 1 && subset >= 0 && inputs.maps[i + 3] >= 0,
-                      "maps: got operator ", op, " with members ", mask, " of subset ", subset,
-                      ", expected one member of an original and two or more of a mix, with its rows");
-    TORCH_CHECK_VALUE(seen.emplace(op, mask).second, "maps: got operator ", op, " with members ", mask,
-                      " twice, expected each map once");
-    TORCH_CHECK_VALUE(op != static_cast<int64_t>(Operator::kCat) || (inputs.cat_weight && inputs.cat_bias),
-                      "cat_weight and cat_bias: got None, expected tensors because the plan has 'cat'");
-    TORCH_CHECK_VALUE(op != static_cast<int64_t>(Operator::kAwf) || (inputs.awf_weight && inputs.awf_bias),
-                      "awf_weight and awf_bias: got None, expected tensors because the plan has 'awf'");
-  }
-}
 
 template <typename T>
 Call<T>::Call(const Inputs& inputs) {
@@ -234,7 +152,6 @@ void Call<T>::read_scales(const Inputs& inputs) {
   }
 }
 
-// Source coordinates as torch.nn.functional.interpolate has them with align_corners=False.
 template <typename T>
 void Call<T>::make_axis(int64_t scale, int axis, int64_t native, int64_t full) {
   std::vector<Index>&lo = index_[scale][2 * axis], &hi = index_[scale][2 * axis + 1];
@@ -242,13 +159,11 @@ void Call<T>::make_axis(int64_t scale, int axis, int64_t native, int64_t full) {
   lo.resize(full + kAxisPadding);
   hi.resize(full + kAxisPadding);
   frac.resize(full + kAxisPadding);
-  const double ratio = static_cast<double>(native) / static_cast<double>(full);
   for (int64_t i = 0; i < full; ++i) {
-    const double source = std::max(0.0, (static_cast<double>(i) + 0.5) * ratio - 0.5);
-    const int64_t below = std::min(static_cast<int64_t>(source), native - 1);
-    lo[i] = static_cast<Index>(below);
-    frac[i] = native == full || below == native - 1 ? T(0) : static_cast<T>(source - static_cast<double>(below));
-    hi[i] = static_cast<Index>(frac[i] == T(0) ? below : below + 1);
+    const Source<double, int64_t> from = source<double, int64_t>(i, full, native);
+    lo[i] = static_cast<Index>(from.low);
+    frac[i] = static_cast<T>(from.weight);
+    hi[i] = static_cast<Index>(frac[i] == T(0) ? from.low : from.low + 1);
   }
   std::fill(lo.begin() + full, lo.end(), lo[full - 1]);
   std::fill(hi.begin() + full, hi.end(), hi[full - 1]);

@@ -1,30 +1,14 @@
 // One call of the CPU backend: torch tensors turned into the plain `Problem` that the kernels read.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <array>
 #include <optional>
 #include <vector>
 
+#include "../inputs.h"
 #include "problem.h"
 
 namespace lomix::cpu {
-
-struct Inputs {
-  at::TensorList logits;                        // L x [B, C, *native]
-  const at::Tensor& target;                     // [B, *full], integer or bool
-  const std::optional<at::Tensor>& cat_weight;  // [K, C, C]
-  const std::optional<at::Tensor>& cat_bias;    // [S, C]
-  const std::optional<at::Tensor>& awf_weight;  // [K, C]
-  const std::optional<at::Tensor>& awf_bias;    // [K]
-  at::IntArrayRef maps;                         // MixPlan.encoded, four integers a map
-  bool squared;
-};
-
-// Raises ValueError (in Python) unless the kernels can rely on the inputs. lomix_fast/checks.py says it in better words
-// to those who come through map_stats.
-void check_inputs(const Inputs& inputs);
 
 // Owns everything `problem` points to. T is the arithmetic type: double for double logits, float for all others.
 template <typename T>

@@ -6,11 +6,9 @@
 #include <type_traits>
 
 #include "../plan.h"
+#include "../types.h"
 
 namespace lomix::cpu {
-
-enum class LogitType : int { kFloat, kDouble, kHalf, kBFloat16 };
-enum class LabelType : int { kUInt8, kInt8, kInt16, kInt32, kInt64 };
 
 // Pixels that an axis table is padded with, by its last entry: a whole vector may be read from any pixel.
 constexpr int64_t kAxisPadding = 64;

@@ -27,6 +27,7 @@ def describe(found: dict[str, Any]) -> str:
     rows = [
         ("lomix_fast", here["package"] + (f", commit {here['commit']}" if here["commit"] else "")),
         ("extension", built or build.get("skipped") or build.get("error") or "no record of a build"),
+        *([("CUDA part", _cuda_part(build))] if "torch" in build else []),
         ("python", f"{here['python']} on {here['platform']}"),
         ("torch", here["torch"]),
         ("triton", here["triton"] or "not installed"),
@@ -41,6 +42,12 @@ def describe(found: dict[str, Any]) -> str:
         lines += ["", f"backends on {device}"]
         lines += [f"  {name:<12}{'usable' if reason is None else f'no: {reason}'}" for name, reason in backends.items()]
     return "\n".join(lines)
+
+
+def _cuda_part(build: dict[str, str]) -> str:
+    if "cuda" in build:
+        return f"by CUDA {build['cuda']}, for {build['cuda_archs']}"
+    return f"none: {build.get('cuda_skipped') or 'its build has recorded no reason'}"
 
 
 def _gpu(one: dict[str, Any]) -> str:

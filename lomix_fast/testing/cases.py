@@ -188,9 +188,14 @@ _SHAPES = (
     Case("volume_non_integer", 1, 2, (9, 11, 13), ((2, 3, 4), (4, 5, 7))),
     Case("volume_one_voxel", 1, 3, (3, 1, 2), ((1, 1, 1), (2, 2, 5))),
 )
-_COUNTS = (1, 2, 5, 8, 9, 13, 14, 16, 17, 32, 33, 40)
+_COUNTS = (1, 2, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 32, 33, 40)
+_DEEPER = ((10, 4), (11, 3), (12, 4))  # number of classes, of scales
 _CLASSES = (
     *(Case(f"classes_{count}", 2, count, (6, 7), ((3, 4), (6, 7))) for count in _COUNTS),
+    *(
+        Case(f"classes_{count}", 1, count, (7, 9), ((1, 2), (2, 3), (4, 5), (7, 9))[4 - scales :])
+        for count, scales in _DEEPER
+    ),
     Case("classes_105", 1, 105, (5, 5), ((2, 3), (5, 5))),
     Case("classes_200", 1, 200, (5, 6), ((2, 3), (5, 6))),
 )

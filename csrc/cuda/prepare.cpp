@@ -1,0 +1,285 @@
+#include "prepare.h"
+
+#include <ATen/Functions.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <limits>
+#include <map>
+
+#include "../mix_math.h"
+
+namespace lomix::cuda {
+namespace {
+
+// Buffers of all blocks together stay under these, or as few blocks run as it takes.
+constexpr int64_t kScratchBytes = 64 << 20, kSumBytes = 64 << 20;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+Mix mix_of(int64_t code) {
+  switch (static_cast<Operator>(code)) {
+    case Operator::kMul: return Mix::kMul;
+    case Operator::kCat: return Mix::kCat;
+    case Operator::kAwf: return Mix::kAwf;
+    default: return Mix::kSum;
+  }
+}
+
+// The most native pixels that a tile touches along an axis.
+int reach(int64_t full, int64_t native, int64_t tile) {
+  int64_t most = 1;
+  for (int64_t first = 0; first < full; first += tile) {
+    const int64_t last = std::min(first + tile, full) - 1;
+    const int64_t high = std::min(source<double, int64_t>(last, full, native).low + 1, native - 1);
+    most = std::max(most, high - source<double, int64_t>(first, full, native).low + 1);
+  }
+  return static_cast<int>(most);
+}
+
+// As many tiles, from the first on, as can touch a native pixel along an axis.
+int near(int64_t full, int64_t native, int64_t tile) {
+  return static_cast<int>(std::min(ceil_div(full, tile), 2 * full / (native * tile) + 3));
+}
+
+// What a strip costs a warp: it orders the maps, so that those that take long are not begun last.
+int cost(const Map& map) {
+  const int members = __builtin_popcount(map.members);
+  switch (static_cast<Mix>(map.code >> 6)) {
+    case Mix::kCat: return 100 * members;
+    case Mix::kAwf: return 20 * members;
+    default: return members;
+  }
+}
+
+}  // namespace
+
+template <typename T>
+Prepared<T>::Prepared(const Inputs& inputs, const DeviceFacts& device) : device_(device) {
+  const at::Tensor& first = inputs.logits[0];
+  call.batch = static_cast<int>(first.size(0));
+  call.num_scales = static_cast<int>(inputs.logits.size());
+  call.num_classes = static_cast<int>(first.size(1));
+  call.num_pairs = call.num_scales * (1 << (call.num_scales - 1)) - call.num_scales;
+  call.squared = inputs.squared;
+  call.logit_type = static_cast<int>(logit_type(first.scalar_type()));
+  call.label_type = static_cast<int>(label_type(inputs.target.scalar_type()));
+  call.labels = inputs.target.const_data_ptr();
+  const std::array<int64_t, 3> full = as_zyx(inputs.target.sizes(), 1, 1);
+  const std::array<int64_t, 3> stride = as_zyx(inputs.target.strides(), 1, 0);
+  call.label_stride[0] = inputs.target.stride(0);
+  for (int axis = 0; axis < 3; ++axis) {
+    TORCH_CHECK_VALUE(full[axis] < std::numeric_limits<int>::max() / 4, "target: got shape ", inputs.target.sizes(),
+                      ", expected less than 2^29 pixels along an axis");
+    call.full[axis] = static_cast<int>(full[axis]);
+    call.label_stride[1 + axis] = stride[axis];
+  }
+  read_maps(inputs);
+  read_scales(inputs);
+}
+
+template <typename T>
+void Prepared<T>::read_scales(const Inputs& inputs) {
+  for (int l = 0; l < call.num_scales; ++l) {
+    const at::Tensor& z = inputs.logits[l];
+    Scale& scale = call.scales[l];
+    const std::array<int64_t, 3> size = as_zyx(z.sizes(), 2, 1), stride = as_zyx(z.strides(), 2, 0);
+    scale.logits = z.const_data_ptr();
+    scale.stride[0] = z.stride(0);
+    scale.stride[1] = z.stride(1);
+    scale.same = true;
+    for (int axis = 0; axis < 3; ++axis) {
+      TORCH_CHECK_VALUE(size[axis] < std::numeric_limits<int>::max() / 4, "logits: got shape ", z.sizes(),
+                        ", expected less than 2^29 pixels along an axis");
+      scale.size[axis] = static_cast<int>(size[axis]);
+      scale.stride[2 + axis] = stride[axis];
+      scale.same &= size[axis] == call.full[axis];
+    }
+    // Four neighbours can be loaded at once where every row begins at a multiple of four.
+    const auto is_multiple = [](int64_t n) { return n % 4 == 0; };
+    scale.quads = scale.same && scale.stride[4] == 1 && std::all_of(scale.stride, scale.stride + 4, is_multiple) &&
+                  reinterpret_cast<uintptr_t>(scale.logits) % (4 * z.element_size()) == 0;
+  }
+}
+
+template <typename T>
+void Prepared<T>::read_maps(const Inputs& inputs) {
+  call.num_maps = static_cast<int>(inputs.maps.size() / 4);
+  std::map<int64_t, int> place;  // of each set of members among the subsets
+  for (int m = 0; m < call.num_maps; ++m) {
+    const int64_t* const code = inputs.maps.data() + 4 * m;  // operator, members, row of b, first pair
+    const Mix mix = mix_of(code[0]);
+    const int64_t index = std::max<int64_t>(code[2], 0), pair = std::max<int64_t>(code[3], 0);
+    call.learned |= mix == Mix::kCat || mix == Mix::kAwf;
+    call.maps[m] = {static_cast<uint8_t>(code[1]), static_cast<uint8_t>(pair), static_cast<uint8_t>(m),
+                    static_cast<uint8_t>(static_cast<int>(mix) << 6 | index)};
+    for (int l = 0; l < call.num_scales; ++l) call.scales[l].used |= (code[1] >> l & 1) != 0;
+    const auto [at, is_new] = place.try_emplace(code[1], call.num_subsets);
+    Subset& subset = call.subsets[at->second];
+    if (is_new) {
+      ++call.num_subsets;
+      subset = {static_cast<uint8_t>(code[1]), static_cast<uint8_t>(pair), static_cast<uint8_t>(index), 0, {}};
+      std::fill(std::begin(subset.number), std::end(subset.number), static_cast<uint8_t>(kNoMap));
+    }
+    subset.number[static_cast<int>(mix)] = static_cast<uint8_t>(m);
+  }
+  std::stable_sort(call.maps, call.maps + call.num_maps, [](const Map& a, const Map& b) { return cost(a) > cost(b); });
+}
+
+template <typename T>
+void Prepared<T>::pack(const Inputs& inputs, cudaStream_t stream) {
+  const auto data = [&](const std::optional<at::Tensor>& given) -> const T* {
+    if (!given.has_value() || given->numel() == 0) return nullptr;
+    kept_.push_back(given->to(c10::CppTypeToScalarType<T>::value).contiguous());
+    return kept_.back().template const_data_ptr<T>();
+  };
+  const int64_t subsets = (int64_t{1} << call.num_scales) - 1 - call.num_scales, padded = call.padded;
+  const Parameters<T> given{
+      data(inputs.cat_weight), data(inputs.cat_bias),     data(inputs.awf_weight), data(inputs.awf_bias),
+      call.num_pairs,          static_cast<int>(subsets), call.num_classes,        call.padded};
+  if (packed_size(given) == 0) return;
+  const auto options = inputs.logits[0].options().dtype(c10::CppTypeToScalarType<T>::value);
+  kept_.push_back(at::empty({packed_size(given)}, options));
+  T* const packed = kept_.back().template mutable_data_ptr<T>();
+  check(pack_parameters(given, packed, stream), "packing the parameters");
+  const T* next = packed;
+  if (given.cat_weight != nullptr) {
+    call.weight = next;
+    call.bias = call.weight + call.num_pairs * call.num_classes * padded;
+    next = call.bias + subsets * padded;
+  }
+  if (given.awf_weight != nullptr) {
+    call.score = next;
+    call.score_bias = call.score + call.num_pairs * padded;
+  }
+}
+
+template <typename T>
+int64_t Prepared<T>::length() const {
+  const int* const log_size = call.tiling.log_size;
+  return (1 << log_size[0]) + (1 << log_size[1]) + (1 << log_size[2]);
+}
+
+// Tiles of 2^k pixels along each axis, as large as shared memory allows, no larger than the image needs, and at least
+// two for each block that runs at once. Along x up to 8 pixels first, for whole sectors of memory; then evenly.
+template <typename T>
+void Prepared<T>::choose_tiles(const Shape& shape, int64_t most_shared) {
+  Tiling& tiling = call.tiling;
+  const auto grow = [&](int64_t pixels) {
+    int* const log_size = tiling.log_size;
+    std::fill(log_size, log_size + 3, 0);
+    for (int64_t made = 1; made < pixels; made *= 2) {
+      int axis = 2;
+      const auto is_open = [&](int a) { return (1 << log_size[a]) < call.full[a]; };
+      if (log_size[2] >= 3 || !is_open(2)) {
+        for (const int other : {1, 0}) {
+          if (is_open(other) && (log_size[other] < log_size[axis] || !is_open(axis))) axis = other;
+        }
+      }
+      ++log_size[axis];
+    }
+    tiling.per_sample = 1;
+    for (int a = 0; a < 3; ++a) {
+      tiling.tiles[a] = static_cast<int>(ceil_div(call.full[a], 1 << log_size[a]));
+      tiling.per_sample *= tiling.tiles[a];
+    }
+  };
+  const int64_t image = static_cast<int64_t>(call.full[0]) * call.full[1] * call.full[2];
+  int64_t strips = shape.most_strips;
+  for (;; strips /= 2) {
+    grow(strips * shape.strip);
+    if (strips <= shape.least_strips) break;
+    const bool fits = shared_bytes<T>(shape, strips, length(), call.num_scales) <= most_shared;
+    const int64_t tiles = static_cast<int64_t>(call.batch) * tiling.per_sample;
+    const bool is_enough = tiles >= 2 * int64_t{shape.blocks} * device_.multiprocessors;
+    if (fits && strips * shape.strip < 2 * image && (is_enough || strips <= 4 * shape.least_strips)) break;
+  }
+  tiling.strips = static_cast<int>(strips);
+  for (int l = 0; l < call.num_scales; ++l) {
+    Scale& scale = call.scales[l];
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t tile = int64_t{1} << tiling.log_size[axis];
+      scale.reach[axis] = reach(call.full[axis], scale.size[axis], tile);
+      scale.near[axis] = near(call.full[axis], scale.size[axis], tile);
+    }
+    scale.quads &= tiling.log_size[2] >= 2;
+  }
+}
+
+// Split samples into items, as many as blocks run at once unless their buffers would be too large.
+template <typename T>
+void Prepared<T>::share_out(const Shape& shape, int64_t item_bytes, int64_t block_bytes) {
+  Tiling& tiling = call.tiling;
+  int64_t blocks = int64_t{shape.blocks} * device_.multiprocessors;
+  blocks = std::clamp<int64_t>(kScratchBytes / std::max<int64_t>(block_bytes, 1), 1, blocks);
+  // Rounded down: one item more than blocks, and a multiprocessor works twice as long as the others.
+  const int64_t most = kSumBytes / std::max<int64_t>(item_bytes * call.batch, 1);
+  const int64_t wanted = std::max<int64_t>(1, std::min(blocks / call.batch, most));
+  tiling.chunk_tiles = static_cast<int>(ceil_div(tiling.per_sample, wanted));
+  tiling.chunks = static_cast<int>(ceil_div(tiling.per_sample, tiling.chunk_tiles));
+  tiling.items = call.batch * tiling.chunks;
+  tiling.blocks = static_cast<int>(std::min<int64_t>(blocks, tiling.items));
+}
+
+// Tiles for one kernel, and what they take of a block's memory.
+template <typename T>
+Layout Prepared<T>::lay_out(const Shape& shape, int64_t most_shared) {
+  Layout layout{shape};
+  choose_tiles(shape, most_shared);
+  layout.shared = shared_bytes<T>(shape, call.tiling.strips, length(), call.num_scales);
+  layout.scratch = shape.scratch_fixed + call.tiling.strips * shape.scratch_per_strip;
+  const int64_t classes = call.num_classes;
+  call.padded = static_cast<int>(call.few ? ceil_div(classes, 4) * 4 : ceil_div(classes, kChunk) * kChunk);
+  return layout;
+}
+
+template <typename T>
+Layout Prepared<T>::lay_out_forward() {
+  const int64_t C = call.num_classes, L = call.num_scales, number = sizeof(T);
+  const auto with = [&](bool few) {
+    call.few = few;
+    const Shape shape = forward_shape<T>(C, L, few);
+    // A block's share of a multiprocessor, of which CUDA keeps 1 KiB a block for itself.
+    const int64_t share = device_.shared_per_multiprocessor / shape.blocks - 1024;
+    return lay_out(shape, std::min<int64_t>(share, device_.shared_per_block));
+  };
+  Layout layout = with(may_be_few<T>(C));
+  if (layout.shared > device_.shared_per_block) layout = with(false);
+  call.scratch_size = layout.scratch;
+  share_out(layout.shape, call.num_maps * (1 + 2 * C) * number, layout.scratch * number);
+  return layout;
+}
+
+template <typename T>
+Layout Prepared<T>::lay_out_backward() {
+  const int64_t C = call.num_classes, L = call.num_scales, number = sizeof(T);
+  const auto with = [&](bool few) {
+    call.few = few;
+    return lay_out(backward_shape<T>(C, L, call.learned, few), device_.shared_per_block);
+  };
+  Layout layout = with(may_be_few<T>(C));
+  if (layout.shared > device_.shared_per_block) layout = with(false);
+  const Tiling& tiling = call.tiling;
+  const int64_t nz = 1 << tiling.log_size[0], ny = 1 << tiling.log_size[1];
+  int64_t room = 0;
+  for (int l = 0; l < call.num_scales; ++l) {
+    Scale& scale = call.scales[l];
+    if (!scale.used || scale.same) continue;
+    const int64_t rz = scale.reach[0], ry = scale.reach[1], rx = scale.reach[2];
+    room = std::max(room, C * nz * (ny + ry) * rx);
+    scale.partial = layout.native_partial;
+    layout.native_partial += call.batch * static_cast<int64_t>(tiling.per_sample) * C * rz * ry * rx;
+  }
+  call.room_in_shared = room <= layout.shape.room;
+  call.warp_sums = static_cast<int>(layout.shape.warp_sums);
+  if (!call.room_in_shared) layout.scratch += ceil_div(room, 32) * 32;  // the next block's rows are aligned
+  call.scratch_size = layout.scratch;
+  layout.most_products = call.learned ? call.num_pairs * (C + 1) * (C + 1) : 0;
+  share_out(layout.shape, 0, std::max(layout.scratch, layout.most_products) * number);
+  return layout;
+}
+
+template class Prepared<float>;
+template class Prepared<double>;
+
+}  // namespace lomix::cuda

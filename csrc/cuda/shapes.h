@@ -1,0 +1,145 @@
+// How each kernel is launched: threads, pixels of a strip, and the memory it counts on. Plain C++, shared by kernels
+// and glue.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "call.h"
+
+namespace lomix::cuda {
+
+// Classes that the kernels hold in registers all at once; more, and all of double, go the class-tiled way.
+constexpr int kMostFew = 16;
+template <typename T>
+constexpr bool may_be_few(int64_t classes) {
+  return sizeof(T) == sizeof(float) && classes <= kMostFew;
+}
+
+// ---- forward, few classes: warps own maps ----
+constexpr int kForwardThreads = 256;
+// Pixels a lane takes at once: four share the load of a weight. From 9 classes on, four spilled a register or two.
+constexpr int forward_pixels(int64_t classes) { return classes <= 8 ? 4 : 2; }
+// Blocks on a multiprocessor that registers leave room for.
+constexpr int forward_blocks(int64_t classes) { return classes <= 14 ? 2 : 1; }
+
+// ---- backward, few classes: warps own strips ----
+constexpr int kBackwardThreads = 128;
+constexpr int kBackwardWarps = kBackwardThreads / 32;
+// Pixels a lane owns: two share the load of a weight where registers and shared memory still let enough warps run.
+constexpr int backward_pixels(int64_t scales, int64_t classes) {
+  return classes <= 4 || (scales <= 4 && classes >= 10 && classes <= 12) ? 2 : 1;
+}
+// Blocks on a multiprocessor that registers leave room for.
+constexpr int backward_blocks(int64_t scales, int64_t classes) {
+  if (classes <= 9) return scales <= 4 ? 4 : 3;
+  return scales <= 4 && classes >= 13 && classes <= 15 ? 3 : 2;
+}
+// Classes up to which a product with W^T is unrolled completely.
+constexpr int kMostUnrolled = 9;
+// Rows of a strip's scratch: dLoss/dmap of cat, and before that what awf keeps of each member; after them the gradient
+// of each member's score.
+constexpr int backward_kept(int64_t classes) { return static_cast<int>(std::max<int64_t>(classes, kMaxScales)); }
+
+// Numbers of a warp's products with the members of one subset. Before them the rows of a product with W^T lie there.
+constexpr int64_t backward_sums(int64_t scales, int64_t classes, int64_t strip) {
+  const int64_t products = scales * (classes + 1) * (classes + 1), rows = classes > kMostUnrolled ? classes * strip : 0;
+  return (products > rows ? products + 3 : rows + 3) / 4 * 4;  // packs of four are aligned
+}
+
+// ---- any number of classes ----
+constexpr int kManyThreads = 128;
+constexpr int kManyWarps = kManyThreads / 32;
+constexpr int kManyBlocks = 4;
+constexpr int kChunk = 8;  // classes at a time
+// Rows of a strip besides those of the classes: attention or its gradient, and what awf keeps of each member.
+constexpr int kManyKept = 2 * kMaxScales;
+
+// The same as constants of the kernels.
+template <int C>
+constexpr int kForwardPixels = forward_pixels(C);
+template <int C>
+constexpr int kForwardBlocks = forward_blocks(C);
+template <int L, int C>
+constexpr int kBackwardPixels = backward_pixels(L, C);
+template <int L, int C>
+constexpr int kBackwardBlocks = backward_blocks(L, C);
+template <int C>
+constexpr int kKept = backward_kept(C);
+
+// One pass over one kind of problem.
+struct Shape {
+  int threads;
+  int strip;         // pixels of one
+  int least_strips;  // of a tile; both are powers of two
+  int most_strips;
+  int blocks;                 // on a multiprocessor
+  int64_t shared_fixed;       // bytes, without the axis tables
+  int64_t shared_per_strip;   // bytes
+  int64_t scratch_fixed;      // numbers of global scratch a block
+  int64_t scratch_per_strip;  // likewise
+  int64_t room;               // backward: numbers of shared memory for what lies between the axes of the adjoint
+  int64_t warp_sums;          // backward: numbers of shared memory for the products of one warp
+};
+
+template <typename T>
+Shape forward_shape(int64_t classes, int64_t scales, bool few = true) {
+  const int64_t number = sizeof(T), word = sizeof(int);
+  const int64_t counts = (classes + 6) * word;  // and what else a block keeps
+  if (few) {
+    const int64_t strip = 32 * forward_pixels(classes);
+    return {kForwardThreads,
+            static_cast<int>(strip),
+            1,
+            16,
+            forward_blocks(classes),
+            counts,
+            strip * (scales * classes * number + word),
+            0,
+            0,
+            0,
+            0};
+  }
+  return {kManyThreads,          32, 1, 4, kManyBlocks, counts, 32 * word, kManyWarps * (classes + kMaxScales) * 32,
+          scales * classes * 32, 0,  0};
+}
+
+template <typename T>
+Shape backward_shape(int64_t classes, int64_t scales, bool learned, bool few = true) {
+  const int64_t number = sizeof(T), word = sizeof(int);
+  if (few) {
+    const int64_t strip = 32 * backward_pixels(scales, classes), rest = (backward_kept(classes) + kMaxScales) * strip;
+    const int64_t sums = learned ? backward_sums(scales, classes, strip) : 0;
+    return {kBackwardThreads,
+            static_cast<int>(strip),
+            kBackwardWarps,
+            kBackwardWarps,
+            backward_blocks(scales, classes),
+            kBackwardWarps * sums * number + 8 * word,
+            (scales * classes * strip + rest) * number,
+            0,
+            0,
+            kBackwardWarps * rest,
+            sums};
+  }
+  return {kManyThreads,
+          32,
+          kManyWarps,
+          kManyWarps,
+          kManyBlocks,
+          0,
+          0,
+          0,
+          (2 * scales * classes + classes + kManyKept) * 32,
+          0,
+          0};
+}
+
+// Bytes of shared memory of a tile with `length` pixels along its axes together.
+template <typename T>
+int64_t shared_bytes(const Shape& shape, int64_t strips, int64_t length, int64_t scales) {
+  const int64_t axes = length * scales * static_cast<int64_t>(sizeof(T) + sizeof(int));
+  return shape.shared_fixed + strips * shape.shared_per_strip + axes;
+}
+
+}  // namespace lomix::cuda

@@ -1,0 +1,95 @@
+"""The fused CUDA C++ kernels for NVIDIA GPUs (csrc/cuda), part of the same extension as those for CPU tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _build_info, extension, labels
+from .plan import MixPlan
+
+
+def why_not(device: torch.device) -> str | None:
+    """Reason why this backend cannot run on `device`, or None."""
+    if device.type != "cuda":
+        return f"the cuda backend takes CUDA tensors, not {device.type}"
+    if torch.version.hip:
+        return (
+            f"the cuda backend is for NVIDIA GPUs, this torch {torch.__version__} is built for ROCm; "
+            "the triton backend takes its tensors"
+        )
+    error = extension.load_error()
+    if error is not None:
+        return error
+    built = extension.cuda_architectures()
+    if not built:
+        reason = _build_info.read().get("cuda_skipped", "its build has recorded no reason")
+        return (
+            f"the extension lomix_fast._C was built without CUDA kernels: {reason}; "
+            f"to build them, {_build_info.reinstall('cuda')}"
+        )
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device here; `python -m lomix_fast doctor` shows what it was built for"
+    capability = torch.cuda.get_device_capability(device)
+    if not any(_runs(one, capability) for one in built):
+        its = "{}.{}".format(*capability)
+        return (
+            f"the CUDA kernels were built for compute capability {' '.join(built)}, but "
+            f"{torch.cuda.get_device_name(device)} has {its}; to build them for it, "
+            f"{_build_info.reinstall('cuda', its)}"
+        )
+    return None
+
+
+def _runs(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code built for an architecture runs on a GPU.
+
+    Machine code runs on the same major version with the same minor version or a later one, PTX on everything later, and
+    what was built for "9.0a" on 9.0 alone.
+    """
+    number = architecture.removesuffix("+PTX")
+    major, minor = (int(part) for part in number.removesuffix("a").split("."))
+    if number.endswith("a"):
+        return (major, minor) == capability
+    return capability >= (major, minor) and (capability[0] == major or architecture.endswith("+PTX"))
+
+
+def forward(
+    logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
+) -> tuple[Tensor, Tensor]:
+    """Forward pass with the signature all backends share; see `lomix_fast.backends`."""
+    if labels.may_look(target.device):
+        labels.class_index(target, logits[0].shape[1])  # raises for labels that are no class
+    return torch.ops.lomix_fast_cpp.map_stats_forward(
+        list(logits), _readable(target, logits[0].shape[1]), *parameters, list(plan.encoded), plan.squared
+    )
+
+
+def backward(
+    grad_stats: Tensor,
+    logits: Sequence[Tensor],
+    target: Tensor,
+    parameters: Sequence[Tensor | None],
+    plan: MixPlan,
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Backward pass with the signature all backends share."""
+    gradients = torch.ops.lomix_fast_cpp.map_stats_backward(
+        grad_stats,
+        list(logits),
+        _readable(target, logits[0].shape[1]),
+        *parameters,
+        list(plan.encoded),
+        plan.squared,
+    )
+    scales = len(logits)
+    return gradients[:scales], [None if p is None else g for p, g in zip(parameters, gradients[scales:], strict=True)]
+
+
+def _readable(target: Tensor, num_classes: int) -> Tensor:
+    """Labels in a type the kernels read; those that are no class stay so, and make the statistics NaN there."""
+    if target.dtype in labels.KERNEL_DTYPES:
+        return target
+    index, invalid = labels.class_index(target, num_classes)
+    return index if invalid is None else index.masked_fill(invalid, -1)

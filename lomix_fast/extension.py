@@ -1,0 +1,37 @@
+"""The compiled extension lomix_fast._C, which holds the kernels for CPU and CUDA tensors: loaded when first asked for.
+
+Importing it registers the ops of the namespace torch.ops.lomix_fast_cpp.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+
+from . import _build_info
+
+
+@lru_cache(maxsize=1)
+def load_error() -> str | None:
+    """None once lomix_fast._C is loaded and its ops are registered, otherwise why it could not be."""
+    obstacle = _build_info.obstacle()
+    if obstacle is not None:
+        return obstacle
+    try:
+        importlib.import_module("lomix_fast._C")
+    except ImportError as error:
+        return (
+            f"the extension lomix_fast._C could not be imported ({error}); install a C++ compiler and reinstall with "
+            "LOMIX_FAST_BUILD=cpu pip install --no-build-isolation ."
+        )
+    return None
+
+
+@lru_cache(maxsize=1)
+def cuda_architectures() -> tuple[str, ...]:
+    """GPU architectures that the extension has kernels for, such as "8.0" or "9.0+PTX"; empty without CUDA kernels.
+
+    To be called when `load_error` has found none.
+    """
+    module = importlib.import_module("lomix_fast._C")
+    return tuple(getattr(module, "cuda_architectures", tuple)())  # one built before there was a CUDA part lacks it

@@ -1,0 +1,102 @@
+"""What only the CUDA kernels on the host can be asked; run by test_cuda_host.py in a pytest of its own."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import pytest
+import torch
+from common import check_gradients, check_stats, cotangent, run_backend
+from cuda_host_backend import NAME, backward, library, unchecked_forward
+
+from lomix_fast.testing.cases import Case, case, make_inputs
+
+# Multiprocessors, then bytes of shared memory of a block and of a multiprocessor: of an A100, an H100, an RTX 4090 and
+# the smallest that is supported.
+DEVICES = {
+    "sm_80": (108, 163 * 1024, 164 * 1024),
+    "sm_90": (132, 227 * 1024, 228 * 1024),
+    "sm_89": (128, 99 * 1024, 100 * 1024),
+    "sm_75": (40, 64 * 1024, 64 * 1024),
+    "one": (1, 99 * 1024, 100 * 1024),
+}
+
+
+@pytest.fixture(autouse=True)
+def usual_device() -> Iterator[None]:
+    yield
+    library().cuda_host_device(2, 99 * 1024, 100 * 1024)
+    library().cuda_host_seed(ctypes.c_ulonglong(1))
+
+
+# Of each kernel one: several tiles, several blocks, ratios that are not whole, a native size above the full one.
+SHAPES = ("many_tiles", "volume_non_integer", "long_line", "classes_12", "scales_6", "larger_and_smaller_rows")
+DOUBLE = ("double_mixed", "classes_40")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", SHAPES + DOUBLE)
+def test_any_size_of_device(name: str, device: str) -> None:
+    library().cuda_host_device(*DEVICES[device])
+    got = run_backend(case(name), NAME)
+    check_stats(case(name), got)
+    check_gradients(case(name), got)
+
+
+@pytest.mark.parametrize("name", SHAPES + DOUBLE)
+def test_the_order_of_threads_does_not_change_a_bit(name: str) -> None:
+    """Blocks, warps and threads run in another order with each seed: sums that depended on it would differ."""
+    outcomes = []
+    for seed in (1, 2, 3):
+        library().cuda_host_seed(ctypes.c_ulonglong(seed))
+        outcomes.append(run_backend(case(name), NAME))
+    for other in outcomes[1:]:
+        assert torch.equal(outcomes[0].stats, other.stats)
+        for key, gradient in outcomes[0].gradients.items():
+            assert torch.equal(gradient, other.gradients[key]), key
+
+
+@pytest.mark.parametrize("value", [-1, 3, 127])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("label_dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
+def test_a_bad_label_makes_its_sample_nan_and_no_other(
+    label_dtype: torch.dtype, dtype: torch.dtype, value: int
+) -> None:
+    one = Case("bad", 3, 3, (9, 10), ((3, 3), (9, 10)), dtype=dtype, target_dtype=label_dtype)
+    inputs = make_inputs(one)
+    parameters = list(inputs.parameters.values())
+    clean, counts = unchecked_forward(inputs.logits, inputs.target, parameters, one.plan)
+    inputs.target[1, 8, 9] = value
+    stats, _ = unchecked_forward(inputs.logits, inputs.target, parameters, one.plan)
+    assert stats[1].isnan().all() and torch.equal(stats[::2], clean[::2])
+    assert torch.equal(counts.sum(1), torch.full((3,), 180, dtype=counts.dtype))
+    grads, _ = backward(cotangent(one), inputs.logits, inputs.target, parameters, one.plan)
+    for gradient in grads:
+        assert gradient[1].isnan().all() and gradient[::2].isfinite().all()
+
+
+def test_a_label_of_64_bits_is_not_cut_to_32() -> None:
+    one = Case("wide", 1, 3, (4, 4), ((4, 4),))
+    inputs = make_inputs(one)
+    inputs.target[0, 0, 0] = 2**32
+    stats, _ = unchecked_forward(inputs.logits, inputs.target, [None] * 4, one.plan)
+    assert stats.isnan().all()
+
+
+def test_more_than_shared_memory_holds_goes_the_class_tiled_way() -> None:
+    """16 classes and five scales ask for 75 KiB, which the smallest devices do not have."""
+    library().cuda_host_device(*DEVICES["sm_75"])
+    one = Case("wide", 1, 16, (8, 9), ((1, 1), (2, 3), (3, 4), (5, 7), (8, 9)))
+    got = run_backend(one, NAME)
+    check_stats(one, got)
+    check_gradients(one, got)
+
+
+def test_an_error_of_the_launch_is_raised() -> None:
+    """A device that claims more shared memory than CUDA then gives."""
+    library().cuda_host_device(1, 500 * 1024, 1000 * 1024)
+    one = Case("large", 1, 16, (64, 64), ((64, 64),) * 6, operators=())
+    inputs = make_inputs(one)
+    with pytest.raises(RuntimeError, match=r"launching the statistics: .+"):
+        unchecked_forward(inputs.logits, inputs.target, [None] * 4, one.plan)
