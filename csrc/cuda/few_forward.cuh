@@ -39,7 +39,7 @@ __device__ __forceinline__ void sweep_map(const Call<T>& call, const Map& map, c
   T loss = 0, found[2 * C];  // I_c, then Q_c
 #pragma unroll
   for (int k = 0; k < 2 * C; ++k) found[k] = T(0);
-  const T square = call.squared ? T(1) : T(0), linear = call.squared ? T(0) : T(1);
+  const bool squared = call.squared;
 #pragma unroll 1
   for (int strip = 0; strip < call.tiling.strips; ++strip) {
     const Lane<T, C, P> at{rows + strip * call.num_scales * (C * kStrip) + lane * P};
@@ -55,7 +55,7 @@ __device__ __forceinline__ void sweep_map(const Call<T>& call, const Map& map, c
       for (int c = 0; c < C; ++c) {
         const T s = x[c][p] * inverse;
         found[c] += label.at[p] == c ? s : T(0);  // with `if`, nvcc indexes an array in memory
-        found[C + c] = fused(s, fused(s, square, linear), found[C + c]);
+        found[C + c] = fused(s, squared ? s : T(1), found[C + c]);
       }
     }
   }

@@ -18,8 +18,8 @@ constexpr bool may_be_few(int64_t classes) {
 
 // ---- forward, few classes: warps own maps ----
 constexpr int kForwardThreads = 256;
-// Pixels a lane takes at once: four share the load of a weight. From 9 classes on, four spilled a register or two.
-constexpr int forward_pixels(int64_t classes) { return classes <= 8 ? 4 : 2; }
+// Pixels a lane takes at once: four share the load of a weight. From 10 classes on registers do not suffice for four.
+constexpr int forward_pixels(int64_t classes) { return classes <= 9 ? 4 : 2; }
 // Blocks on a multiprocessor that registers leave room for.
 constexpr int forward_blocks(int64_t classes) { return classes <= 14 ? 2 : 1; }
 
@@ -32,11 +32,11 @@ constexpr int backward_pixels(int64_t scales, int64_t classes) {
 }
 // Blocks on a multiprocessor that registers leave room for.
 constexpr int backward_blocks(int64_t scales, int64_t classes) {
-  if (classes <= 9) return scales <= 4 ? 4 : 3;
+  if (classes <= 9) return scales <= 4 || (scales == 5 && classes <= 8) ? 4 : 3;
   return scales <= 4 && classes >= 13 && classes <= 15 ? 3 : 2;
 }
 // Classes up to which a product with W^T is unrolled completely.
-constexpr int kMostUnrolled = 9;
+constexpr int kMostUnrolled = 6;
 // Rows of a strip's scratch: dLoss/dmap of cat, and before that what awf keeps of each member; after them the gradient
 // of each member's score.
 constexpr int backward_kept(int64_t classes) { return static_cast<int>(std::max<int64_t>(classes, kMaxScales)); }
