@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -24,7 +25,9 @@ LabelType label_type(at::ScalarType type) {
     case at::kChar: return LabelType::kInt8;
     case at::kShort: return LabelType::kInt16;
     case at::kInt: return LabelType::kInt32;
-    default: return LabelType::kInt64;
+    case at::kLong: return LabelType::kInt64;
+    default:
+      TORCH_CHECK_VALUE(false, "target: got ", type, ", expected bool, uint8, int8, int16, int32 or int64; convert it");
   }
 }
 
@@ -63,15 +66,19 @@ void check_inputs(const Inputs& inputs) {
                     ", expected at least one pixel");
   TORCH_CHECK_VALUE(inputs.maps.size() % 4 == 0, "maps: got ", inputs.maps.size(), " integers, expected four a map");
   const int64_t S = (int64_t{1} << L) - 1 - L, K = L * (int64_t{1} << (L - 1)) - L;
-  const auto expect = [](const char* name, const std::optional<at::Tensor>& given, at::IntArrayRef shape) {
-    TORCH_CHECK_VALUE(!given.has_value() || given->sizes() == shape, name, ": got shape ", given->sizes(),
-                      ", expected ", shape);
+  label_type(inputs.target.scalar_type());  // raises for those that no kernel reads
+  const auto expect = [&](const char* name, const std::optional<at::Tensor>& given, at::IntArrayRef shape) {
+    if (!given.has_value()) return;
+    TORCH_CHECK_VALUE(given->sizes() == shape, name, ": got shape ", given->sizes(), ", expected ", shape);
+    TORCH_CHECK_VALUE(given->device() == first.device() && given->is_floating_point(), name, ": got ",
+                      given->toString(), " on ", given->device(), ", expected floats on ", first.device());
   };
   expect("cat_weight", inputs.cat_weight, {K, C, C});
   expect("cat_bias", inputs.cat_bias, {S, C});
   expect("awf_weight", inputs.awf_weight, {K, C});
   expect("awf_bias", inputs.awf_bias, {K});
   std::set<std::pair<int64_t, int64_t>> seen;
+  std::map<int64_t, std::pair<int64_t, int64_t>> rows;  // of each set of members: of b, and the first of W and u
   for (size_t i = 0; i < inputs.maps.size(); i += 4) {
     const int64_t op = inputs.maps[i], mask = inputs.maps[i + 1], subset = inputs.maps[i + 2];
     const bool known = op >= 0 && op <= static_cast<int64_t>(Operator::kAwf) && mask > 0 && mask >> L == 0;
@@ -83,6 +90,9 @@ void check_inputs(const Inputs& inputs) {
                       ", expected one member of an original and two or more of a mix, with its rows");
     TORCH_CHECK_VALUE(seen.emplace(op, mask).second, "maps: got operator ", op, " with members ", mask,
                       " twice, expected each map once");
+    const std::pair<int64_t, int64_t> own{subset, inputs.maps[i + 3]};
+    TORCH_CHECK_VALUE(op == 0 || rows.emplace(mask, own).first->second == own, "maps: got rows ", own.first, " and ",
+                      own.second, " for members ", mask, ", expected those of its other maps");
     TORCH_CHECK_VALUE(op != static_cast<int64_t>(Operator::kCat) || (inputs.cat_weight && inputs.cat_bias),
                       "cat_weight and cat_bias: got None, expected tensors because the plan has 'cat'");
     TORCH_CHECK_VALUE(op != static_cast<int64_t>(Operator::kAwf) || (inputs.awf_weight && inputs.awf_bias),

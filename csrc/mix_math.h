@@ -1,5 +1,4 @@
-// Mathematics of one pixel that host and device share: where an output pixel looks in a native axis, and the softmax
-// with its gradient in units of log2.
+// Mathematics that host and device share: where an output pixel looks in a native axis.
 #pragma once
 
 #include <cstdint>

@@ -11,6 +11,10 @@ from . import _build_info, extension, labels
 from .plan import MixPlan
 
 
+# Systems on a chip: machine code for other GPUs of the same major version does not run there, nor theirs elsewhere.
+_TEGRA = {(7, 2), (8, 7), (10, 1), (11, 0)}
+
+
 def why_not(device: torch.device) -> str | None:
     """Reason why this backend cannot run on `device`, or None."""
     if device.type != "cuda":
@@ -32,6 +36,8 @@ def why_not(device: torch.device) -> str | None:
         )
     if not torch.cuda.is_available():
         return "torch sees no CUDA device here; `python -m lomix_fast doctor` shows what it was built for"
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        return f"torch sees {torch.cuda.device_count()} CUDA devices, none of them {device}"
     capability = torch.cuda.get_device_capability(device)
     if not any(_runs(one, capability) for one in built):
         its = "{}.{}".format(*capability)
@@ -53,6 +59,8 @@ def _runs(architecture: str, capability: tuple[int, int]) -> bool:
     major, minor = (int(part) for part in number.removesuffix("a").split("."))
     if number.endswith("a"):
         return (major, minor) == capability
+    if capability in _TEGRA or (major, minor) in _TEGRA:
+        return (major, minor) == capability or (capability > (major, minor) and architecture.endswith("+PTX"))
     return capability >= (major, minor) and (capability[0] == major or architecture.endswith("+PTX"))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from common import check_gradients, check_stats, cotangent, run_backend
 from cuda_host_backend import NAME, backward, library, unchecked_forward
+from torch import Tensor
 
 from lomix_fast.testing.cases import Case, case, make_inputs
 
@@ -82,6 +84,50 @@ def test_a_label_of_64_bits_is_not_cut_to_32() -> None:
     inputs.target[0, 0, 0] = 2**32
     stats, _ = unchecked_forward(inputs.logits, inputs.target, [None] * 4, one.plan)
     assert stats.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [3, 17])
+def test_native_pixels_that_very_many_tiles_touch(classes: int, dtype: torch.dtype) -> None:
+    """A warp shares their sum."""
+    one = Case("coarse", 2, classes, (80, 150), ((1, 1), (2, 3)), dtype=dtype)
+    got = run_backend(one, NAME)
+    check_stats(one, got)
+    check_gradients(one, got)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [3, 17])
+def test_very_negative_and_missing_logits(classes: int, dtype: torch.dtype) -> None:
+    """All logits far below zero, and classes of minus infinity: softmax sees differences alone."""
+    one = Case("low", 1, classes, (3, 4), ((3, 4),), dtype=dtype, operators=())
+    inputs = make_inputs(one)
+    inputs.target[:] = classes - 1
+    lowest = torch.finfo(dtype).min / 8
+    missing = torch.full_like(inputs.logits[0], float("-inf"))
+    missing[:, -1] = lowest
+    stats, _ = unchecked_forward([missing], inputs.target, [None] * 4, one.plan)
+    assert stats[0, 0, 0] == 0 and stats[0, 0, classes] == 12  # the last class alone is there
+    stats, _ = unchecked_forward([torch.full_like(missing, lowest)], inputs.target, [None] * 4, one.plan)
+    torch.testing.assert_close(stats[0, 0, 0], 12 * torch.tensor(float(classes), dtype=dtype).log())
+
+
+@pytest.mark.parametrize("name", ["scales_5", "double_mixed"])
+def test_calls_from_several_threads_do_not_disturb_each_other(name: str) -> None:
+    """They ask for different amounts of shared memory, which CUDA keeps with the kernel, not with the launch."""
+    library().cuda_host_device(*DEVICES["sm_90"])
+    sizes = [Case(f"threads_{scales}", 1, 4, (64, 64), ((64, 64),) * scales, operators=()) for scales in (2, 4, 6)]
+    given = [(one, make_inputs(one)) for one in (*sizes, case(name))]
+
+    def run(index: int) -> Tensor:
+        one, inputs = given[index % len(given)]
+        parameters = list(inputs.parameters.values())
+        return unchecked_forward(inputs.logits, inputs.target, parameters, one.plan)[0]
+
+    expected = [run(index) for index in range(len(given))]
+    with ThreadPoolExecutor(6) as pool:
+        for index, stats in enumerate(pool.map(run, range(24))):
+            assert torch.equal(stats, expected[index % len(given)])
 
 
 def test_more_than_shared_memory_holds_goes_the_class_tiled_way() -> None:

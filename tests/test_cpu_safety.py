@@ -74,12 +74,23 @@ def arguments(**changes: Any) -> list[Any]:
         ({"maps": [2, 1, 0, 0]}, "maps: got operator 2 with members 1"),
         ({"maps": [1, 3, -1, 0]}, "maps: got operator 1 with members 3 of subset -1"),
         ({"maps": [1, 3, 0, 0, 2, 3, 0, 0, 1, 3, 0, 0]}, "maps: got operator 1 with members 3 twice"),
+        ({"target": torch.zeros(2, 8, 8, dtype=torch.uint16)}, "target: got UInt16, expected bool, uint8"),
+        ({"awf_bias": torch.zeros(2, dtype=torch.int64)}, "awf_bias: got torch.LongTensor on cpu, expected floats on cpu"),
     ],
 )
 def test_raw_calls_are_checked(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011, the message is compared below without its pattern signs
         torch.ops.lomix_fast_cpp.map_stats_forward(*arguments(**changes))
     assert words in str(caught.value)
+
+
+def test_maps_of_the_same_members_have_the_same_parameters() -> None:
+    """The backward pass takes them together."""
+    logits = [torch.randn(2, 3, n, n) for n in (2, 4, 8)]
+    parameters = [torch.randn(9, 3, 3), torch.randn(4, 3), torch.randn(9, 3), torch.randn(9)]
+    target = torch.randint(3, (2, 8, 8))
+    with pytest.raises(ValueError, match="maps: got rows 0 and 4 for members 3, expected those of its other maps"):
+        torch.ops.lomix_fast_cpp.map_stats_forward(logits, target, *parameters, [3, 3, 0, 0, 4, 3, 0, 4], True)
 
 
 def test_raw_backward_checks_the_shape_of_its_gradient() -> None:

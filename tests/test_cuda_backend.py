@@ -26,6 +26,7 @@ def usable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension, "cuda_architectures", lambda: ("8.0", "9.0+PTX"))
     monkeypatch.setattr(_build_info, "read", dict)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 6))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Some GPU")
 
@@ -77,6 +78,10 @@ def test_a_gpu_that_was_not_built_for_is_told_with_the_remedy(monkeypatch: pytes
     assert "run TORCH_CUDA_ARCH_LIST=7.5 LOMIX_FAST_BUILD=cuda pip install" in said
 
 
+def test_a_device_that_is_not_there(usable: None) -> None:
+    assert cuda_backend.why_not(torch.device("cuda:3")) == "torch sees 1 CUDA devices, none of them cuda:3"
+
+
 @pytest.mark.parametrize(
     "built, gpu, runs",
     [
@@ -93,6 +98,10 @@ def test_a_gpu_that_was_not_built_for_is_told_with_the_remedy(monkeypatch: pytes
         ("9.0a", (9, 0), True),
         ("10.0a", (10, 3), False),
         ("9.0a+PTX", (10, 0), False),
+        ("8.0", (8, 7), False),
+        ("8.7", (8, 7), True),
+        ("8.7", (8, 9), False),
+        ("8.0+PTX", (8, 7), True),
     ],
 )
 def test_which_code_runs_where(built: str, gpu: tuple[int, int], runs: bool) -> None:

@@ -31,8 +31,7 @@ struct Map {
 struct Subset {
   uint8_t members;
   uint8_t first_pair;
-  uint8_t index;  // row of b
-  uint8_t unused;
+  uint8_t index;           // row of b
   uint8_t number[kMixes];  // rows of the statistics, kNoMap where the plan lacks the map
 };
 
@@ -97,6 +96,12 @@ struct Call {
   Subset subsets[kMostSubsets];
 };
 
+// Bytes of shared memory: of a block of this launch, and the most that the device gives one.
+struct Memory {
+  int64_t shared;
+  int most;
+};
+
 template <typename T>
 struct Parameters {
   const T* cat_weight;  // [K, C (out), C (in)] or null
@@ -117,13 +122,13 @@ constexpr int64_t packed_size(const Parameters<T>& given) {
 template <typename T>
 cudaError_t pack_parameters(const Parameters<T>& given, T* packed, cudaStream_t stream);
 template <typename T>
-cudaError_t launch_statistics(const Call<T>& call, int64_t shared_bytes, cudaStream_t stream);
+cudaError_t launch_statistics(const Call<T>& call, Memory memory, cudaStream_t stream);
 template <typename T>
 cudaError_t finish_statistics(const Call<T>& call, T* stats, T* target_stats, cudaStream_t stream);
 template <typename T>
 cudaError_t find_bad_labels(const Call<T>& call, int* bad, cudaStream_t stream);
 template <typename T>
-cudaError_t launch_gradients(const Call<T>& call, int64_t shared_bytes, cudaStream_t stream);
+cudaError_t launch_gradients(const Call<T>& call, Memory memory, cudaStream_t stream);
 template <typename T>
 cudaError_t gather_gradients(const Call<T>& call, cudaStream_t stream);
 template <typename T>
@@ -131,8 +136,8 @@ cudaError_t finish_parameters(const Call<T>& call, T* weight, T* bias, T* score,
 
 // One instance for each number of classes, few.cu.
 template <int C>
-cudaError_t launch_statistics_few(const Call<float>& call, int64_t shared_bytes, cudaStream_t stream);
+cudaError_t launch_statistics_few(const Call<float>& call, Memory memory, cudaStream_t stream);
 template <int C>
-cudaError_t launch_gradients_few(const Call<float>& call, int64_t shared_bytes, cudaStream_t stream);
+cudaError_t launch_gradients_few(const Call<float>& call, Memory memory, cudaStream_t stream);
 
 }  // namespace lomix::cuda

@@ -91,9 +91,18 @@ __device__ __forceinline__ int first_tile(int at, int full, int native, int log_
   return out <= 0 ? 0 : static_cast<int>(out >> log_size);
 }
 
-// Sum of the tiles that touch one native pixel, in their order.
+// Tiles above which the lanes of a warp share the sum of one native pixel.
+constexpr int kMostTiles = 64;
+
+__device__ __forceinline__ bool is_shared(const Scale& scale) {
+  return static_cast<int64_t>(scale.near[0]) * scale.near[1] * scale.near[2] > kMostTiles;
+}
+
+// Sum of the tiles that touch one native pixel, in their order and in double; of every `step`th of them from `begin`
+// on.
 template <typename T>
-__device__ T gather_one(const Call<T>& call, const Scale& scale, int64_t b, int c, const int (&at)[3]) {
+__device__ double gather_one(const Call<T>& call, const Scale& scale, int64_t b, int c, const int (&at)[3], int begin,
+                             int step) {
   const Tiling& tiling = call.tiling;
   int first[3];
   for (int axis = 0; axis < 3; ++axis) {
@@ -108,39 +117,47 @@ __device__ T gather_one(const Call<T>& call, const Scale& scale, int64_t b, int 
     return f >= 0 && f < scale.reach[axis] ? static_cast<int>(f) : -1;
   };
   const int64_t cells = static_cast<int64_t>(scale.reach[0]) * scale.reach[1] * scale.reach[2];
-  T sum = T(0);
+  double sum = 0;
+  int turn = 0;
   for (int dz = 0; dz < scale.near[0]; ++dz) {
     const int fz = place(0, first[0] + dz);
     for (int dy = 0; dy < scale.near[1] && fz >= 0; ++dy) {
       const int fy = place(1, first[1] + dy);
       for (int dx = 0; dx < scale.near[2] && fy >= 0; ++dx) {
+        if ((turn++ & (step - 1)) != begin) continue;
         const int fx = place(2, first[2] + dx);
         if (fx < 0) continue;
         const int64_t tile =
             (static_cast<int64_t>(first[0] + dz) * tiling.tiles[1] + first[1] + dy) * tiling.tiles[2] + first[2] + dx;
         const int64_t cell = ((b * tiling.per_sample + tile) * call.num_classes + c) * cells +
                              (static_cast<int64_t>(fz) * scale.reach[1] + fy) * scale.reach[2] + fx;
-        sum += call.native_partial[scale.partial + cell];
+        sum += static_cast<double>(call.native_partial[scale.partial + cell]);
       }
     }
   }
   return sum;
 }
 
-// Grid (blocks, L); one native element a thread.
+// Grid (blocks, L); one native element a thread, or a warp where many tiles touch it.
 template <typename T>
 __global__ void gather_kernel(const __grid_constant__ Call<T> call) {
   const Scale& scale = call.scales[blockIdx.y];
   if (!scale.used || scale.same) return;
   const int64_t nx = scale.size[2], ny = scale.size[1], nz = scale.size[0];
-  int64_t rest = thread_number();
-  if (rest >= nx * ny * nz * call.num_classes * call.batch) return;
-  const int x = static_cast<int>(rest % nx), y = static_cast<int>(rest / nx % ny),
-            z = static_cast<int>(rest / nx / ny % nz);
+  const int step = is_shared(scale) ? kLanes : 1;
+  int64_t rest = thread_number() / step;
+  if (rest >= nx * ny * nz * call.num_classes * call.batch) return;  // whole warps leave
+  const int x = static_cast<int>(rest % nx), y = static_cast<int>(rest / nx % ny);
+  const int z = static_cast<int>(rest / nx / ny % nz);
   rest = rest / nx / ny / nz;
   const int c = static_cast<int>(rest % call.num_classes);
   const int64_t b = rest / call.num_classes;
-  const T sum = gather_one(call, scale, b, c, {z, y, x});
+  double total = gather_one(call, scale, b, c, {z, y, x}, static_cast<int>(threadIdx.x) % step, step);
+  if (step > 1) {
+    total = lane_sum(total);
+    if (lane_of() != 0) return;
+  }
+  const T sum = static_cast<T>(total);
   const int64_t at = b * scale.grad_stride[0] + c * scale.grad_stride[1] + z * scale.grad_stride[2] +
                      y * scale.grad_stride[3] + x * scale.grad_stride[4];
   switch (static_cast<LogitType>(call.logit_type)) {
@@ -178,14 +195,14 @@ __global__ void parameter_kernel(const __grid_constant__ Call<T> call, T* weight
 template <typename T>
 cudaError_t pack_parameters(const Parameters<T>& given, T* packed, cudaStream_t stream) {
   if (packed_size(given) == 0) return cudaSuccess;
-  return launch(pack_kernel<T>, grid_for(packed_size(given)), kThreads, 0, stream, given, packed);
+  return launch(pack_kernel<T>, grid_for(packed_size(given)), kThreads, {}, stream, given, packed);
 }
 
 template <typename T>
 cudaError_t finish_statistics(const Call<T>& call, T* stats, T* target_stats, cudaStream_t stream) {
   const int64_t width = 1 + 2 * call.num_classes;
   const int64_t work = call.batch * (call.num_maps * width + 1 + call.num_classes);
-  return launch(finish_kernel<T>, grid_for(work), kThreads, 0, stream, call, stats, target_stats);
+  return launch(finish_kernel<T>, grid_for(work), kThreads, {}, stream, call, stats, target_stats);
 }
 
 template <typename T>
@@ -195,7 +212,7 @@ cudaError_t find_bad_labels(const Call<T>& call, int* bad, cudaStream_t stream) 
   const int64_t pixels = static_cast<int64_t>(call.full[0]) * call.full[1] * call.full[2];
   const dim3 grid(static_cast<unsigned>(std::min(blocks_for(pixels), int64_t{256})),
                   static_cast<unsigned>(std::min(call.batch, 1024)));
-  return launch(label_kernel<T>, grid, kThreads, 0, stream, call, bad);
+  return launch(label_kernel<T>, grid, kThreads, {}, stream, call, bad);
 }
 
 template <typename T>
@@ -204,18 +221,20 @@ cudaError_t gather_gradients(const Call<T>& call, cudaStream_t stream) {
   for (int i = 0; i < call.num_scales; ++i) {
     const Scale& scale = call.scales[i];
     const int64_t size = static_cast<int64_t>(scale.size[0]) * scale.size[1] * scale.size[2];
-    if (scale.used && !scale.same) most = std::max(most, size * call.num_classes * call.batch);
+    const int64_t tiles = static_cast<int64_t>(scale.near[0]) * scale.near[1] * scale.near[2];
+    const int64_t threads = size * call.num_classes * call.batch * (tiles > kMostTiles ? kLanes : 1);
+    if (scale.used && !scale.same) most = std::max(most, threads);
   }
   if (most == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(blocks_for(most)), static_cast<unsigned>(call.num_scales));
-  return launch(gather_kernel<T>, grid, kThreads, 0, stream, call);
+  return launch(gather_kernel<T>, grid, kThreads, {}, stream, call);
 }
 
 template <typename T>
 cudaError_t finish_parameters(const Call<T>& call, T* weight, T* bias, T* score, T* score_bias, cudaStream_t stream) {
   if (!call.learned) return cudaSuccess;
   const int64_t side = call.num_classes + 1;
-  return launch(parameter_kernel<T>, grid_for(call.num_pairs * side * side), kThreads, 0, stream, call, weight, bias,
+  return launch(parameter_kernel<T>, grid_for(call.num_pairs * side * side), kThreads, {}, stream, call, weight, bias,
                 score, score_bias);
 }
 

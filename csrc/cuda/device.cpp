@@ -55,7 +55,7 @@ void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // said here, it must not be found again by the next one who asks
   TORCH_CHECK(false, "CUDA error while ", what, ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")",
-              error == cudaErrorNoKernelImageForDevice ? other_gpu() : "");
+              error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion ? other_gpu() : "");
 }
 
 }  // namespace lomix::cuda

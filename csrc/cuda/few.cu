@@ -10,16 +10,15 @@
 namespace lomix::cuda {
 
 template <>
-cudaError_t launch_statistics_few<LOMIX_CLASSES>(const Call<float>& call, int64_t shared_bytes, cudaStream_t stream) {
+cudaError_t launch_statistics_few<LOMIX_CLASSES>(const Call<float>& call, Memory memory, cudaStream_t stream) {
   return launch(statistics_few<float, LOMIX_CLASSES>, dim3(static_cast<unsigned>(call.tiling.blocks)), kForwardThreads,
-                shared_bytes, stream, call);
+                memory, stream, call);
 }
 
 template <>
-cudaError_t launch_gradients_few<LOMIX_CLASSES>(const Call<float>& call, int64_t shared_bytes, cudaStream_t stream) {
+cudaError_t launch_gradients_few<LOMIX_CLASSES>(const Call<float>& call, Memory memory, cudaStream_t stream) {
   const auto with = [&](auto kernel) {
-    return launch(kernel, dim3(static_cast<unsigned>(call.tiling.blocks)), kBackwardThreads, shared_bytes, stream,
-                  call);
+    return launch(kernel, dim3(static_cast<unsigned>(call.tiling.blocks)), kBackwardThreads, memory, stream, call);
   };
   if (call.num_scales <= 4) return with(gradients_few<float, 4, LOMIX_CLASSES>);
   if (call.num_scales == 5) return with(gradients_few<float, 5, LOMIX_CLASSES>);

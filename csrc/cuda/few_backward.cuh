@@ -252,12 +252,6 @@ __device__ __forceinline__ void clear_rows(T* rows, int count) {
   for (int r = 0; r < count; ++r) store(rows + r * (kLanes * P), zeros);
 }
 
-// NaN for a sample with a label that is no class, otherwise 0.
-template <typename T>
-__device__ __forceinline__ T poison_of(const Call<T>& call, int sample) {
-  return call.bad[sample] != 0 ? static_cast<T>(NAN) : T(0);
-}
-
 // L: as many scales as the registers hold, at least those of the call.
 template <typename T, int L, int C>
 __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<L, C>)
@@ -348,7 +342,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<L, C>)
         }
         __syncthreads();
       }
-      __syncwarp();  // no lane reads the logits of its warp any more
+      // After the last product came a barrier: from here on lanes read nothing but their own pixels.
       const Tile done{kept_tile[0], kept_tile[1], {kept_tile[2], kept_tile[3], kept_tile[4]}};
       const T poison = poison_of(call, kept_tile[0]);
 #pragma unroll

@@ -19,34 +19,33 @@ cudaError_t with_classes(int classes, const F& f, std::integer_sequence<int, kBe
 }  // namespace
 
 template <typename T>
-cudaError_t launch_statistics(const Call<T>& call, int64_t shared_bytes, cudaStream_t stream) {
+cudaError_t launch_statistics(const Call<T>& call, Memory memory, cudaStream_t stream) {
   if constexpr (sizeof(T) == sizeof(float)) {
     if (call.few) {
       return with_classes(
-          call.num_classes, [&](auto c) { return launch_statistics_few<c()>(call, shared_bytes, stream); },
+          call.num_classes, [&](auto c) { return launch_statistics_few<c()>(call, memory, stream); },
           std::make_integer_sequence<int, kMostFew>());
     }
   }
-  return launch(statistics_many<T>, dim3(static_cast<unsigned>(call.tiling.blocks)), kManyThreads, shared_bytes, stream,
+  return launch(statistics_many<T>, dim3(static_cast<unsigned>(call.tiling.blocks)), kManyThreads, memory, stream,
                 call);
 }
 
 template <typename T>
-cudaError_t launch_gradients(const Call<T>& call, int64_t shared_bytes, cudaStream_t stream) {
+cudaError_t launch_gradients(const Call<T>& call, Memory memory, cudaStream_t stream) {
   if constexpr (sizeof(T) == sizeof(float)) {
     if (call.few) {
       return with_classes(
-          call.num_classes, [&](auto c) { return launch_gradients_few<c()>(call, shared_bytes, stream); },
+          call.num_classes, [&](auto c) { return launch_gradients_few<c()>(call, memory, stream); },
           std::make_integer_sequence<int, kMostFew>());
     }
   }
-  return launch(gradients_many<T>, dim3(static_cast<unsigned>(call.tiling.blocks)), kManyThreads, shared_bytes, stream,
-                call);
+  return launch(gradients_many<T>, dim3(static_cast<unsigned>(call.tiling.blocks)), kManyThreads, memory, stream, call);
 }
 
-template cudaError_t launch_statistics(const Call<float>&, int64_t, cudaStream_t);
-template cudaError_t launch_statistics(const Call<double>&, int64_t, cudaStream_t);
-template cudaError_t launch_gradients(const Call<float>&, int64_t, cudaStream_t);
-template cudaError_t launch_gradients(const Call<double>&, int64_t, cudaStream_t);
+template cudaError_t launch_statistics(const Call<float>&, Memory, cudaStream_t);
+template cudaError_t launch_statistics(const Call<double>&, Memory, cudaStream_t);
+template cudaError_t launch_gradients(const Call<float>&, Memory, cudaStream_t);
+template cudaError_t launch_gradients(const Call<double>&, Memory, cudaStream_t);
 
 }  // namespace lomix::cuda

@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kManyThreads, kManyBlocks) gradients_many(cons
                             grads + warp * logits + lane,
                             own + (classes + kMaxScales) * kLanes};
       for (int k = 0; k < call.num_scales * classes; ++k) px.grads[k * kLanes] = T(0);
-      const T poison = call.bad[tile.sample] != 0 ? static_cast<T>(NAN) : T(0);
+      const T poison = poison_of(call, tile.sample);
       const T* const pull = call.grad_stats + tile.sample * call.num_maps * (1 + 2 * classes);
       __syncthreads();
       for (int s = 0; s < call.num_subsets; ++s) {

@@ -3,16 +3,18 @@
 // double.
 #pragma once
 
+#include <cfloat>
+
 #include "few_maps.cuh"
 #include "shapes.h"
 #include "tile.cuh"
 
 namespace lomix::cuda {
 
-// Below every logit; not infinite, so that classes of minus infinity may come before others.
+// Below every finite logit; not infinite, so that classes of minus infinity may come before others.
 template <typename T>
 __device__ __forceinline__ T floor_of() {
-  return sizeof(T) == sizeof(double) ? static_cast<T>(-1e300) : static_cast<T>(-1e37);
+  return sizeof(T) == sizeof(double) ? static_cast<T>(-DBL_MAX) : static_cast<T>(-FLT_MAX);
 }
 
 // One pixel of a lane. Rows are 32 pixels long.

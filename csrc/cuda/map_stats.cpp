@@ -32,7 +32,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const Inputs& inputs) {
   call.partial = room_for<T>(kept, call.tiling.items * M * (1 + 2 * C), options);
   call.counts = room_for<int>(kept, call.tiling.items * (1 + C), options);
   call.scratch = room_for<T>(kept, call.tiling.blocks * layout.scratch, options);
-  check(launch_statistics(call, layout.shared, here.stream()), "launching the statistics");
+  check(launch_statistics(call, layout.memory(), here.stream()), "launching the statistics");
   check(finish_statistics(call, stats.mutable_data_ptr<T>(), target_stats.mutable_data_ptr<T>(), here.stream()),
         "launching the sum of the statistics");
   return {stats, target_stats};
@@ -45,6 +45,8 @@ std::vector<at::Tensor> backward(const at::Tensor& grad_stats, const Inputs& inp
   const int64_t B = first.size(0), C = first.size(1), M = static_cast<int64_t>(inputs.maps.size() / 4);
   TORCH_CHECK_VALUE(grad_stats.sizes() == at::IntArrayRef({B, M, 1 + 2 * C}), "grad_stats: got shape ",
                     grad_stats.sizes(), ", expected [", B, ", ", M, ", ", 1 + 2 * C, "]");
+  TORCH_CHECK_VALUE(grad_stats.device() == first.device(), "grad_stats: got a tensor on ", grad_stats.device(),
+                    ", expected one on ", first.device(), " as the logits are");
   std::vector<at::Tensor> parameters;
   for (const auto* given : {&inputs.cat_weight, &inputs.cat_bias, &inputs.awf_weight, &inputs.awf_bias}) {
     parameters.push_back(given->has_value() ? at::zeros((*given)->sizes(), options) : at::empty({0}, options));
@@ -80,7 +82,7 @@ std::vector<at::Tensor> backward(const at::Tensor& grad_stats, const Inputs& inp
   call.scratch = room_for<T>(kept, call.tiling.blocks * layout.scratch, options);
   const auto data = [](const at::Tensor& t) { return t.numel() == 0 ? nullptr : t.mutable_data_ptr<T>(); };
   check(find_bad_labels(call, bad, here.stream()), "launching the search for bad labels");
-  check(launch_gradients(call, layout.shared, here.stream()), "launching the gradients");
+  check(launch_gradients(call, layout.memory(), here.stream()), "launching the gradients");
   check(gather_gradients(call, here.stream()), "launching the sum of the gradients");
   check(finish_parameters(call, data(parameters[0]), data(parameters[1]), data(parameters[2]), data(parameters[3]),
                           here.stream()),

@@ -26,8 +26,9 @@ Mix mix_of(int64_t code) {
   }
 }
 
-// The most native pixels that a tile touches along an axis.
+// The most native pixels that a tile touches along an axis; an upper bound where there are very many tiles.
 int reach(int64_t full, int64_t native, int64_t tile) {
+  if (full / tile > 4096) return static_cast<int>(std::min(native, (tile - 1) * native / full + 3));
   int64_t most = 1;
   for (int64_t first = 0; first < full; first += tile) {
     const int64_t last = std::min(first + tile, full) - 1;
@@ -37,9 +38,9 @@ int reach(int64_t full, int64_t native, int64_t tile) {
   return static_cast<int>(most);
 }
 
-// As many tiles, from the first on, as can touch a native pixel along an axis.
+// As many tiles, from the first on, as can touch a native pixel along an axis: 2 full / native pixels read it.
 int near(int64_t full, int64_t native, int64_t tile) {
-  return static_cast<int>(std::min(ceil_div(full, tile), 2 * full / (native * tile) + 3));
+  return static_cast<int>(std::min(ceil_div(full, tile), 2 * full / (native * tile) + 2));
 }
 
 // What a strip costs a warp: it orders the maps, so that those that take long are not begun last.
@@ -57,6 +58,9 @@ int cost(const Map& map) {
 template <typename T>
 Prepared<T>::Prepared(const Inputs& inputs, const DeviceFacts& device) : device_(device) {
   const at::Tensor& first = inputs.logits[0];
+  constexpr int64_t kMost = std::numeric_limits<int>::max();
+  TORCH_CHECK_VALUE(first.size(0) < kMost / 64 && first.size(1) < kMost / 64, "logits: got shape ", first.sizes(),
+                    ", expected less than 2^25 samples and classes");
   call.batch = static_cast<int>(first.size(0));
   call.num_scales = static_cast<int>(inputs.logits.size());
   call.num_classes = static_cast<int>(first.size(1));
@@ -69,7 +73,7 @@ Prepared<T>::Prepared(const Inputs& inputs, const DeviceFacts& device) : device_
   const std::array<int64_t, 3> stride = as_zyx(inputs.target.strides(), 1, 0);
   call.label_stride[0] = inputs.target.stride(0);
   for (int axis = 0; axis < 3; ++axis) {
-    TORCH_CHECK_VALUE(full[axis] < std::numeric_limits<int>::max() / 4, "target: got shape ", inputs.target.sizes(),
+    TORCH_CHECK_VALUE(full[axis] < kMost / 4, "target: got shape ", inputs.target.sizes(),
                       ", expected less than 2^29 pixels along an axis");
     call.full[axis] = static_cast<int>(full[axis]);
     call.label_stride[1 + axis] = stride[axis];
@@ -80,6 +84,7 @@ Prepared<T>::Prepared(const Inputs& inputs, const DeviceFacts& device) : device_
 
 template <typename T>
 void Prepared<T>::read_scales(const Inputs& inputs) {
+  constexpr int64_t kMost = std::numeric_limits<int>::max();
   for (int l = 0; l < call.num_scales; ++l) {
     const at::Tensor& z = inputs.logits[l];
     Scale& scale = call.scales[l];
@@ -89,7 +94,7 @@ void Prepared<T>::read_scales(const Inputs& inputs) {
     scale.stride[1] = z.stride(1);
     scale.same = true;
     for (int axis = 0; axis < 3; ++axis) {
-      TORCH_CHECK_VALUE(size[axis] < std::numeric_limits<int>::max() / 4, "logits: got shape ", z.sizes(),
+      TORCH_CHECK_VALUE(size[axis] < kMost / 4, "logits: got shape ", z.sizes(),
                         ", expected less than 2^29 pixels along an axis");
       scale.size[axis] = static_cast<int>(size[axis]);
       scale.stride[2 + axis] = stride[axis];
@@ -118,7 +123,7 @@ void Prepared<T>::read_maps(const Inputs& inputs) {
     Subset& subset = call.subsets[at->second];
     if (is_new) {
       ++call.num_subsets;
-      subset = {static_cast<uint8_t>(code[1]), static_cast<uint8_t>(pair), static_cast<uint8_t>(index), 0, {}};
+      subset = {static_cast<uint8_t>(code[1]), static_cast<uint8_t>(pair), static_cast<uint8_t>(index), {}};
       std::fill(std::begin(subset.number), std::end(subset.number), static_cast<uint8_t>(kNoMap));
     }
     subset.number[static_cast<int>(mix)] = static_cast<uint8_t>(m);
@@ -212,10 +217,19 @@ void Prepared<T>::share_out(const Shape& shape, int64_t item_bytes, int64_t bloc
   Tiling& tiling = call.tiling;
   int64_t blocks = int64_t{shape.blocks} * device_.multiprocessors;
   blocks = std::clamp<int64_t>(kScratchBytes / std::max<int64_t>(block_bytes, 1), 1, blocks);
-  // Rounded down: one item more than blocks, and a multiprocessor works twice as long as the others.
-  const int64_t most = kSumBytes / std::max<int64_t>(item_bytes * call.batch, 1);
-  const int64_t wanted = std::max<int64_t>(1, std::min(blocks / call.batch, most));
-  tiling.chunk_tiles = static_cast<int>(ceil_div(tiling.per_sample, wanted));
+  const int64_t most = std::max<int64_t>(1, kSumBytes / std::max<int64_t>(item_bytes * call.batch, 1));
+  // What the busiest block has to do, if samples are split into `wanted` chunks.
+  const auto busiest = [&](int64_t wanted) {
+    const int64_t tiles = ceil_div(tiling.per_sample, wanted);
+    return ceil_div(call.batch * ceil_div(tiling.per_sample, tiles), blocks) * tiles;
+  };
+  int64_t best = 1;
+  for (int64_t rounds = 1; rounds <= 4; ++rounds) {
+    const int64_t wanted =
+        std::clamp<int64_t>(rounds * blocks / call.batch, 1, std::min<int64_t>(most, tiling.per_sample));
+    if (busiest(wanted) < busiest(best)) best = wanted;
+  }
+  tiling.chunk_tiles = static_cast<int>(ceil_div(tiling.per_sample, best));
   tiling.chunks = static_cast<int>(ceil_div(tiling.per_sample, tiling.chunk_tiles));
   tiling.items = call.batch * tiling.chunks;
   tiling.blocks = static_cast<int>(std::min<int64_t>(blocks, tiling.items));
@@ -227,10 +241,18 @@ Layout Prepared<T>::lay_out(const Shape& shape, int64_t most_shared) {
   Layout layout{shape};
   choose_tiles(shape, most_shared);
   layout.shared = shared_bytes<T>(shape, call.tiling.strips, length(), call.num_scales);
+  layout.most_shared = device_.shared_per_block;
   layout.scratch = shape.scratch_fixed + call.tiling.strips * shape.scratch_per_strip;
   const int64_t classes = call.num_classes;
   call.padded = static_cast<int>(call.few ? ceil_div(classes, 4) * 4 : ceil_div(classes, kChunk) * kChunk);
   return layout;
+}
+
+// The class-tiled kernels keep little in shared memory, but a count a class they do.
+static void check_shared(const Layout& layout, int64_t classes) {
+  TORCH_CHECK_VALUE(layout.shared <= layout.most_shared, "logits: got ", classes, " classes, which take ",
+                    layout.shared, " bytes of shared memory, expected so few that ", layout.most_shared,
+                    " suffice, which is what this GPU has; use impl='eager'");
 }
 
 template <typename T>
@@ -245,6 +267,7 @@ Layout Prepared<T>::lay_out_forward() {
   };
   Layout layout = with(may_be_few<T>(C));
   if (layout.shared > device_.shared_per_block) layout = with(false);
+  check_shared(layout, C);
   call.scratch_size = layout.scratch;
   share_out(layout.shape, call.num_maps * (1 + 2 * C) * number, layout.scratch * number);
   return layout;
@@ -259,6 +282,7 @@ Layout Prepared<T>::lay_out_backward() {
   };
   Layout layout = with(may_be_few<T>(C));
   if (layout.shared > device_.shared_per_block) layout = with(false);
+  check_shared(layout, C);
   const Tiling& tiling = call.tiling;
   const int64_t nz = 1 << tiling.log_size[0], ny = 1 << tiling.log_size[1];
   int64_t room = 0;
@@ -274,6 +298,11 @@ Layout Prepared<T>::lay_out_backward() {
   call.warp_sums = static_cast<int>(layout.shape.warp_sums);
   if (!call.room_in_shared) layout.scratch += ceil_div(room, 32) * 32;  // the next block's rows are aligned
   call.scratch_size = layout.scratch;
+  constexpr int64_t kMost = std::numeric_limits<int>::max();
+  TORCH_CHECK_VALUE(room <= kMost && call.num_pairs * (C + 1) * (C + 1) <= kMost && call.padded * C <= kMost,
+                    "logits: got ", C, " classes in ", L,
+                    " scales, of which one is much larger than the labels or all have "
+                    "too many classes, expected what 2^31 numbers can hold for a tile; use impl='eager'");
   layout.most_products = call.learned ? call.num_pairs * (C + 1) * (C + 1) : 0;
   share_out(layout.shape, 0, std::max(layout.scratch, layout.most_products) * number);
   return layout;

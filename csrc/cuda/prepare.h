@@ -16,9 +16,12 @@ namespace lomix::cuda {
 struct Layout {
   Shape shape;
   int64_t shared = 0;          // bytes a block
+  int most_shared = 0;         // bytes that the device gives a block
   int64_t scratch = 0;         // numbers a block
   int64_t native_partial = 0;  // numbers
   int64_t most_products = 0;   // numbers that the sums of one block take
+
+  Memory memory() const { return {shared, most_shared}; }
 };
 
 // Everything of a call but the buffers of the pass: sizes, strides, maps, tiles, packed parameters. Owns what `call`

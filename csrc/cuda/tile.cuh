@@ -97,6 +97,12 @@ __device__ __forceinline__ int label_at(const Call<T>& call, int64_t sample, int
   return label >= 0 && label < call.num_classes ? static_cast<int>(label) : kBad;
 }
 
+// NaN for a sample with a label that is no class, otherwise 0.
+template <typename T>
+__device__ __forceinline__ T poison_of(const Call<T>& call, int64_t sample) {
+  return call.bad[sample] != 0 ? static_cast<T>(NAN) : T(0);
+}
+
 // Label of pixel p of a tile.
 template <typename T>
 __device__ __forceinline__ int tile_label(const Call<T>& call, const Tile& tile, int p) {
