@@ -10,7 +10,6 @@ from torch import Tensor
 from . import _build_info, extension, labels
 from .plan import MixPlan
 
-
 # Systems on a chip: machine code for other GPUs of the same major version does not run there, nor theirs elsewhere.
 _TEGRA = {(7, 2), (8, 7), (10, 1), (11, 0)}
 

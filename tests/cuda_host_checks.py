@@ -12,6 +12,8 @@ from common import check_gradients, check_stats, cotangent, run_backend
 from cuda_host_backend import NAME, backward, library, unchecked_forward
 from torch import Tensor
 
+from benchmarks.gpu import cuda_shapes
+from lomix_fast import MixPlan
 from lomix_fast.testing.cases import Case, case, make_inputs
 
 # Multiprocessors, then bytes of shared memory of a block and of a multiprocessor: of an A100, an H100, an RTX 4090 and
@@ -128,6 +130,28 @@ def test_calls_from_several_threads_do_not_disturb_each_other(name: str) -> None
     with ThreadPoolExecutor(6) as pool:
         for index, stats in enumerate(pool.map(run, range(24))):
             assert torch.equal(stats, expected[index % len(given)])
+
+
+@pytest.mark.parametrize("which", ["forward", "backward"])
+@pytest.mark.parametrize("full", [(224, 224), (96, 96, 96), (40, 7), (5000,)])
+@pytest.mark.parametrize(
+    "classes, scales, batch", [(4, 4, 6), (9, 4, 6), (9, 5, 1), (14, 5, 2), (16, 5, 1), (2, 3, 300)]
+)
+def test_the_report_lays_calls_out_as_the_launcher_does(
+    classes: int, scales: int, batch: int, full: tuple[int, ...], which: str
+) -> None:
+    """benchmarks/gpu writes the choice of tiles down once more, in Python."""
+    for arch in ("sm_80", "sm_89", "sm_90"):
+        library().cuda_host_device(DEVICES[arch][0], *cuda_shapes.SHARED[arch])
+        logits = [torch.zeros(1, classes, *full).expand(batch, -1, *[-1] * len(full))] * scales
+        target = torch.zeros((1, *full), dtype=torch.uint8).expand(batch, *full)
+        plan = MixPlan.create(scales)
+        found = torch.ops.lomix_fast_cuda_host.layout(logits, target, list(plan.encoded), which == "backward")
+        z, y, x = (*[1] * (3 - len(full)), *full)
+        made = cuda_shapes.tiles_of(which, arch, DEVICES[arch][0], classes, scales, (z, y, x), batch)
+        shape = (*made.log_size, made.strips, made.chunks, made.chunk_tiles, made.items, made.blocks, made.shared)
+        assert tuple(found) == shape, arch
+        assert which == "backward" or made.shared < 100 * 1024
 
 
 def test_more_than_shared_memory_holds_goes_the_class_tiled_way() -> None:

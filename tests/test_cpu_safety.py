@@ -75,7 +75,10 @@ def arguments(**changes: Any) -> list[Any]:
         ({"maps": [1, 3, -1, 0]}, "maps: got operator 1 with members 3 of subset -1"),
         ({"maps": [1, 3, 0, 0, 2, 3, 0, 0, 1, 3, 0, 0]}, "maps: got operator 1 with members 3 twice"),
         ({"target": torch.zeros(2, 8, 8, dtype=torch.uint16)}, "target: got UInt16, expected bool, uint8"),
-        ({"awf_bias": torch.zeros(2, dtype=torch.int64)}, "awf_bias: got torch.LongTensor on cpu, expected floats on cpu"),
+        (
+            {"awf_bias": torch.zeros(2, dtype=torch.int64)},
+            "awf_bias: got torch.LongTensor on cpu, expected floats",
+        ),
     ],
 )
 def test_raw_calls_are_checked(changes: dict[str, Any], words: str) -> None:

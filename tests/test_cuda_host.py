@@ -26,7 +26,7 @@ TESTS = ["test_backends.py", "test_nonfinite.py", "cuda_host_checks.py"]
 def run_tests(library: Path, report: Path, *arguments: str, seed: int = 1) -> subprocess.CompletedProcess[str]:
     """Run tests of the row in a pytest of their own."""
     environment = os.environ | host.sanitizer_environment(seed) | {"CUDA_HOST_LIBRARY": str(library)}
-    environment |= {"TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
+    environment |= {"TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(host.ROOT)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
     return subprocess.run(
         command, cwd=host.ROOT / "tests", env=environment, capture_output=True, text=True, timeout=1500, check=False

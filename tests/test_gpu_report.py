@@ -21,7 +21,6 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import amdgcn, cards, model, sass
 from benchmarks.gpu.compiled import Compiled
 from benchmarks.gpu.counts import Executed, count, load_counts, save_counts
-from benchmarks.gpu.cuda_compiled import CudaCompiled, write_cuda_csv
 from benchmarks.gpu.hooks import Counts
 from benchmarks.gpu.occupancy import programs_per_core
 from benchmarks.gpu.official import Step, Traffic, official_memory, official_step
@@ -213,15 +212,6 @@ def test_a_broken_promise_is_an_exit_status(change: dict[str, object], status: i
     assert gpu.main(arguments) == 0
     assert gpu.main([*arguments, "--check"]) == status
     assert ("**broken**" in page.read_text()) == bool(status)
-
-
-@pytest.mark.parametrize("stack,status", [(0, 0), (8, 1)])
-def test_promises_of_the_cuda_kernels_count_as_well(stack: int, status: int, tmp_path: Path) -> None:
-    csv, page = tmp_path / "gpu-compiled.csv", tmp_path / "gpu.md"
-    write_csv(csv, [_GOOD], "3.9.0")
-    built = CudaCompiled("backward", "sm_80", 9, 4, 128, stack, 0, 0, 128, 33344, 4, 0.25, 6000)
-    write_cuda_csv(tmp_path / "cuda-compiled.csv", [built], "13.0.88")
-    assert gpu.main(["--saved", "--no-model", "--check", "--csv", str(csv), "--page", str(page)]) == status
 
 
 def test_nothing_compiled_judges_nothing() -> None:

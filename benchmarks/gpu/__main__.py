@@ -1,4 +1,7 @@
-"""Compile every kernel for every architecture, write what came out: `python -m benchmarks.gpu`."""
+"""Compile every kernel for every architecture, write what came out: `python -m benchmarks.gpu`.
+
+CUDA kernels come after Triton's: compiled by nvcc, then their machine code executed on the CPU and counted.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ from pathlib import Path
 
 from .compiled import Compiled, compile_one
 from .counts import load_counts, save_counts
+from .cuda_build import nvcc
+from .cuda_compiled import judge_cuda
+from .cuda_report import CudaReport, make_cuda_report, read_cuda_report
 from .table import judge, name, read_csv, write_csv
 from .workloads import PROBLEMS, count_problems
 
@@ -75,10 +81,17 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--saved", action="store_true", help="compile and count nothing: write the page of saved figures"
     )
+    parser.add_argument(
+        "--cuda", action="store_true", help="only the CUDA kernels anew; figures of Triton's are the saved ones"
+    )
     parser.add_argument("--no-model", action="store_true", help="leave out the model, whose counts take minutes")
     parser.add_argument("--workers", type=int, default=2, help="processes that compile at once (default 2)")
     parser.add_argument("--csv", type=Path, default=CSV, help="file of what the compilers made")
     parser.add_argument("--executed", type=Path, default=EXECUTED, help="file of counted operations")
+    parser.add_argument("--cuda-csv", type=Path, help="file of what nvcc made; default: cuda-compiled.csv beside --csv")
+    parser.add_argument(
+        "--counted", type=Path, help="file of counted machine code; default: cuda-counted.json beside it"
+    )
     parser.add_argument("--page", type=Path, default=PAGE, help="Markdown file")
     arguments = parser.parse_args(given)
     if arguments.workers < 1:
@@ -87,8 +100,11 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
         parser.error("triton: got none, expected triton >= 3.5; run: pip install triton")
     if not arguments.saved and os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET: got 1, expected 0, since interpreted kernels cannot be compiled; unset it")
-    if arguments.saved and arguments.sample:
-        parser.error("--sample: got it with --saved, which compiles nothing; give one of the two")
+    chosen = [f"--{name}" for name in ("saved", "sample", "cuda") if getattr(arguments, name)]
+    if len(chosen) > 1:
+        parser.error(f"{chosen[1]}: got it with {chosen[0]}, expected one of them; leave the other out")
+    if arguments.cuda and not nvcc()[0]:
+        parser.error("--cuda: got no nvcc, expected one on PATH or in CUDA_HOME; install the CUDA toolkit")
     return arguments
 
 
@@ -97,7 +113,7 @@ def main(given: Sequence[str] | None = None) -> int:
     arguments = _arguments(given)
     from .page import write_page  # brings the kernels, and with them triton
 
-    if arguments.saved:
+    if arguments.saved or arguments.cuda:
         compiled, triton = read_csv(arguments.csv)
     else:
         compiled = compile_all(SAMPLE if arguments.sample else all_variants(), arguments.workers)
@@ -105,18 +121,36 @@ def main(given: Sequence[str] | None = None) -> int:
         if not arguments.sample:
             write_csv(arguments.csv, compiled, triton)
             print(arguments.csv)
+    cuda = None if arguments.sample else _cuda_report(arguments)
     verdicts = judge(compiled)
-    for verdict in verdicts:
+    all_verdicts = [*verdicts, *(judge_cuda(cuda.compiled) if cuda else [])]
+    broken = [verdict for verdict in all_verdicts if verdict.kept is False]
+    for verdict in all_verdicts:
         word = {True: "kept", False: "broken", None: "not judged"}[verdict.kept]
         print(f"{word}: {verdict.promise}: {verdict.figure}")
     if not arguments.sample:
         executed = None
         if not arguments.no_model:
-            executed = load_counts(arguments.executed) if arguments.saved else count_problems()
+            is_saved = arguments.saved or arguments.cuda
+            executed = load_counts(arguments.executed) if is_saved else count_problems()
             save_counts(arguments.executed, executed)
-        write_page(arguments.page, compiled, verdicts, triton, executed)
+        write_page(arguments.page, compiled, verdicts, triton, executed, cuda)
         print(arguments.page)
-    return BROKEN if arguments.check and any(verdict.kept is False for verdict in verdicts) else OK
+    return BROKEN if arguments.check and broken else OK
+
+
+def _cuda_report(arguments: argparse.Namespace) -> CudaReport | None:
+    """Figures of the CUDA kernels: made anew, or the saved ones where nothing is compiled or nvcc is missing."""
+    csv = arguments.cuda_csv or arguments.csv.with_name("cuda-compiled.csv")
+    counted = arguments.counted or csv.with_name("cuda-counted.json")
+    if not arguments.saved:
+        if nvcc()[0]:
+            return make_cuda_report(csv, None if arguments.no_model else counted, arguments.workers)
+        print("nvcc: got none, so figures of the CUDA kernels are the saved ones", file=sys.stderr)
+    if not csv.exists():
+        print(f"{csv}: not there, so figures of the CUDA kernels are left out", file=sys.stderr)
+        return None
+    return read_cuda_report(csv, None if arguments.no_model else counted)
 
 
 if __name__ == "__main__":

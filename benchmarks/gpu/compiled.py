@@ -134,8 +134,8 @@ def _nvidia(made: object, known: dict[str, object]) -> Compiled:
     with tempfile.TemporaryDirectory(prefix="gpu-report-") as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        used = sass.usage(_tool("cuobjdump", "-res-usage", str(path)))
-        static = sass.instructions(_tool("nvdisasm", "-c", str(path)))
+        used = sass.usage(tool("cuobjdump", "-res-usage", str(path)))
+        static = sass.instructions(tool("nvdisasm", "-c", str(path)))
     shared, warps, arch = made.metadata.shared, int(str(known["warps"])), str(known["arch"])  # type: ignore[attr-defined]
     fit = programs_per_core(arch, used["REG"], warps, shared)
     return Compiled(
@@ -171,7 +171,7 @@ def _amd(made: object, known: dict[str, object]) -> Compiled:
     )
 
 
-def _tool(name: str, *arguments: str) -> str:
+def tool(name: str, *arguments: str) -> str:
     """Output of one of the tools that the triton wheel ships."""
     import triton
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from . import cards
 from .compiled import Compiled
 from .counts import Executed
+from .cuda_page import cuda_part
+from .cuda_report import CudaReport
 from .model import Estimate, all_estimates, worst
 from .table import Verdict, class_table, markdown, register_table, shape_table, verdict_table
 from .workloads import PROBLEMS
@@ -15,8 +17,9 @@ from .workloads import PROBLEMS
 _HEAD = """<!-- Made by `make gpu-report`; changes made here are lost. -->
 # The GPU kernels, without a GPU
 
-Everything here comes from compilers, from Triton's interpreter and from arithmetic. **No kernel was run on a GPU for
-this page**: it says what the kernels are compiled to and what they execute, not how long they take.
+Everything here comes from compilers, from interpreters and from arithmetic. **No kernel was run on a GPU for this
+page**: it says what the kernels are compiled to and what they execute, not how long they take. Triton's kernels come
+first, the CUDA kernels after their model.
 """
 _COMPILED = """## What the compilers make of them
 
@@ -89,6 +92,7 @@ def write_page(
     verdicts: Sequence[Verdict],
     triton: str,
     executed: Mapping[str, Mapping[str, Executed]] | None,
+    cuda: CudaReport | None = None,
 ) -> None:
     """Write the page.
 
@@ -98,6 +102,7 @@ def write_page(
         verdicts: the promises about them.
         triton: version of triton.
         executed: operations of a tile by problem and kernel; None leaves out these and the model.
+        cuda: figures of the CUDA kernels; None leaves them out.
     """
     parts = [_HEAD, _COMPILED.format(triton=triton, verdicts=verdict_table(verdicts))]
     for kernel in dict.fromkeys(c.kernel for c in compiled):
@@ -121,6 +126,8 @@ def write_page(
                 official=official_table(estimates),
             )
         )
+        if cuda is not None:
+            parts.append(cuda_part(cuda, compiled, executed, estimates))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts), encoding="utf-8")
 

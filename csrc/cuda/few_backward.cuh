@@ -34,7 +34,7 @@ __device__ __forceinline__ void differentiate(T (&x)[C][P], const int (&label)[P
                                               bool squared) {
   T sum[P], unused[P], dot[P], hot[P];
   exponentials(x, label, sum, unused);
-  const T g_ce = g[0];
+  const T two = squared ? T(2) : T(0), one = squared ? T(0) : T(1), g_ce = g[0];
 #pragma unroll
   for (int p = 0; p < P; ++p) {
     const T inverse = label[p] == kOutside ? T(0) : quotient(T(1), sum[p]);
@@ -45,7 +45,7 @@ __device__ __forceinline__ void differentiate(T (&x)[C][P], const int (&label)[P
     for (int c = 0; c < C; ++c) {
       const T s = x[c][p] * inverse;
       x[c][p] = s;
-      dot[p] = fused(s, g[1 + C + c] * (squared ? s + s : T(1)), dot[p]);
+      dot[p] = fused(s, g[1 + C + c] * fused(s, two, one), dot[p]);
       own += label[p] == c ? s : T(0);
     }
     hot[p] = own * g_i;
@@ -53,7 +53,7 @@ __device__ __forceinline__ void differentiate(T (&x)[C][P], const int (&label)[P
     hot[p] -= g_ce;
 #pragma unroll
     for (int c = 0; c < C; ++c) {
-      const T slope = fused(g[1 + C + c], squared ? x[c][p] + x[c][p] : T(1), dot[p]);
+      const T slope = fused(g[1 + C + c], fused(x[c][p], two, one), dot[p]);
       x[c][p] *= slope;
       x[c][p] += label[p] == c ? hot[p] : T(0);
     }
@@ -230,7 +230,7 @@ __device__ __forceinline__ void unmix_cat(Pixels<T, L, C, P>& px, const Call<T>&
       }
       return sum;
     };
-    if constexpr (C > kMostUnrolled) {
+    if constexpr (!kUnrolled<C>) {
       // Left to unroll this, ptxas loads so many weights ahead that it runs out of registers.
 #pragma unroll 2
       for (int c = 0; c < C; ++c) store(px.back + c * kStrip, back(c));

@@ -263,7 +263,7 @@ Layout Prepared<T>::lay_out_forward() {
     const Shape shape = forward_shape<T>(C, L, few);
     // A block's share of a multiprocessor, of which CUDA keeps 1 KiB a block for itself.
     const int64_t share = device_.shared_per_multiprocessor / shape.blocks - 1024;
-    return lay_out(shape, std::min<int64_t>(share, device_.shared_per_block));
+    return lay_out(shape, std::min({share, kMostShared, static_cast<int64_t>(device_.shared_per_block)}));
   };
   Layout layout = with(may_be_few<T>(C));
   if (layout.shared > device_.shared_per_block) layout = with(false);

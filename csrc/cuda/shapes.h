@@ -16,6 +16,10 @@ constexpr bool may_be_few(int64_t classes) {
   return sizeof(T) == sizeof(float) && classes <= kMostFew;
 }
 
+// Bytes of shared memory that a block asks for at most, however much a multiprocessor has: larger tiles only make
+// barriers rarer, and L1 keeps the rest.
+constexpr int64_t kMostShared = 96 * 1024;
+
 // ---- forward, few classes: warps own maps ----
 constexpr int kForwardThreads = 256;
 // Pixels a lane takes at once: four share the load of a weight. From 10 classes on registers do not suffice for four.
@@ -35,15 +39,15 @@ constexpr int backward_blocks(int64_t scales, int64_t classes) {
   if (classes <= 9) return scales <= 4 || (scales == 5 && classes <= 8) ? 4 : 3;
   return scales <= 4 && classes >= 13 && classes <= 15 ? 3 : 2;
 }
-// Classes up to which a product with W^T is unrolled completely.
-constexpr int kMostUnrolled = 6;
+// Whether a product with W^T is unrolled completely: with 7, 8, or more than 9 classes registers do not suffice.
+constexpr bool is_unrolled(int64_t classes) { return classes <= 6 || classes == 9; }
 // Rows of a strip's scratch: dLoss/dmap of cat, and before that what awf keeps of each member; after them the gradient
 // of each member's score.
 constexpr int backward_kept(int64_t classes) { return static_cast<int>(std::max<int64_t>(classes, kMaxScales)); }
 
 // Numbers of a warp's products with the members of one subset. Before them the rows of a product with W^T lie there.
 constexpr int64_t backward_sums(int64_t scales, int64_t classes, int64_t strip) {
-  const int64_t products = scales * (classes + 1) * (classes + 1), rows = classes > kMostUnrolled ? classes * strip : 0;
+  const int64_t products = scales * (classes + 1) * (classes + 1), rows = is_unrolled(classes) ? 0 : classes * strip;
   return (products > rows ? products + 3 : rows + 3) / 4 * 4;  // packs of four are aligned
 }
 
@@ -66,6 +70,8 @@ template <int L, int C>
 constexpr int kBackwardBlocks = backward_blocks(L, C);
 template <int C>
 constexpr int kKept = backward_kept(C);
+template <int C>
+constexpr bool kUnrolled = is_unrolled(C);
 
 // One pass over one kind of problem.
 struct Shape {
