@@ -21,11 +21,20 @@ MOST_FEW = 16  # numbers of classes that few.cu is built for
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
+def _ninja() -> str | None:
+    """The ninja that pip installed, which need not be on PATH, or another."""
+    try:
+        from ninja import BIN_DIR
+    except ImportError:
+        BIN_DIR = ""
+    return shutil.which("ninja", path=BIN_DIR) or shutil.which("ninja")
+
+
 def missing() -> str | None:
     """Why the library cannot be built here, or None."""
     if shutil.which("g++") is None:
         return "there is no g++, whose sanitizers this needs"
-    return None if shutil.which("ninja") else "there is no ninja"
+    return None if _ninja() else "there is no ninja; pip install ninja"
 
 
 def sanitizer_environment(seed: int = 1) -> dict[str, str]:
@@ -91,7 +100,10 @@ def build(changed: Path | None = None, classes: Iterable[int] = range(1, MOST_FE
     script = ROOT / directory / "build.ninja"
     script.write_text("\n".join(lines) + "\n")
     jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
-    command = ["ninja", "-C", str(ROOT), "-f", str(script), "-j", jobs]
+    ninja = _ninja()
+    if ninja is None:
+        raise RuntimeError("ninja was not found; pip install ninja")
+    command = [ninja, "-C", str(ROOT), "-f", str(script), "-j", jobs]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{library} could not be built\n{done.stdout[-4000:]}{done.stderr[-1000:]}")
