@@ -117,8 +117,8 @@ def test_very_negative_and_missing_logits(classes: int, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("name", ["scales_5", "double_mixed"])
 def test_calls_from_several_threads_do_not_disturb_each_other(name: str) -> None:
     """They ask for different amounts of shared memory, which CUDA keeps with the kernel, not with the launch."""
-    library().cuda_host_device(*DEVICES["sm_90"])
-    sizes = [Case(f"threads_{scales}", 1, 4, (64, 64), ((64, 64),) * scales, operators=()) for scales in (2, 4, 6)]
+    library().cuda_host_device(1, *DEVICES["sm_90"][1:])  # so that tiles are large: 51, 70 and 73 KiB
+    sizes = [Case(f"threads_{scales}", 1, 4, (128, 128), ((128, 128),) * scales, operators=()) for scales in (2, 4, 6)]
     given = [(one, make_inputs(one)) for one in (*sizes, case(name))]
 
     def run(index: int) -> Tensor:
