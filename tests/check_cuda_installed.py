@@ -87,6 +87,16 @@ def refuses_cpu_tensors() -> None:
     """A named backend that cannot run says why."""
     message = said(lambda: map_stats(LOGITS, TARGET, PLAN, impl="cuda"), RuntimeError)
     expect("impl: got 'cuda'" in message and "takes CUDA tensors, not cpu" in message, f"unclear: {message}")
+    # The functions registered for CUDA themselves, which dispatch does not reach with CPU tensors.
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    rest = (LOGITS, TARGET, None, None, None, None, list(PLAN.encoded), PLAN.squared)
+    ops = torch.ops.lomix_fast_cpp
+    for call in (
+        lambda: ops.map_stats_forward.default.redispatch(keys, *rest),
+        lambda: ops.map_stats_backward.default.redispatch(keys, torch.zeros(1), *rest),
+    ):
+        message = said(call, ValueError)
+        expect("logits: got a tensor on cpu, expected CUDA tensors" in message, f"unclear: {message}")
 
 
 def runs_on_gpus() -> None:
