@@ -196,6 +196,8 @@ _CLASSES = (
         Case(f"classes_{count}", 1, count, (7, 9), ((1, 2), (2, 3), (4, 5), (7, 9))[4 - scales :])
         for count, scales in _DEEPER
     ),
+    # Several tiles a block for the kernels that take classes by parts.
+    Case("classes_17_many_tiles", 2, 17, (33, 40), ((5, 7), (33, 40))),
     Case("classes_105", 1, 105, (5, 5), ((2, 3), (5, 5))),
     Case("classes_200", 1, 200, (5, 6), ((2, 3), (5, 6))),
 )
