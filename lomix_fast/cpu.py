@@ -24,9 +24,7 @@ def forward(
     """Forward pass with the signature all backends share; see `lomix_fast.backends`."""
     if target.dtype not in labels.KERNEL_DTYPES:
         target, _ = labels.class_index(target, logits[0].shape[1])
-    return torch.ops.lomix_fast_cpp.map_stats_forward(
-        list(logits), target, *parameters, list(plan.encoded), plan.squared
-    )
+    return extension.call_forward(torch.ops.lomix_fast_cpp, logits, target, parameters, plan)
 
 
 def backward(
@@ -39,8 +37,4 @@ def backward(
     """Backward pass with the signature all backends share."""
     if target.dtype not in labels.KERNEL_DTYPES:
         target = target.to(torch.int64)
-    gradients = torch.ops.lomix_fast_cpp.map_stats_backward(
-        grad_stats, list(logits), target, *parameters, list(plan.encoded), plan.squared
-    )
-    scales = len(logits)
-    return gradients[:scales], [None if p is None else g for p, g in zip(parameters, gradients[scales:], strict=True)]
+    return extension.call_backward(torch.ops.lomix_fast_cpp, grad_stats, logits, target, parameters, plan)

@@ -69,9 +69,8 @@ def forward(
     """Forward pass with the signature all backends share; see `lomix_fast.backends`."""
     if labels.may_look(target.device):
         labels.class_index(target, logits[0].shape[1])  # raises for labels that are no class
-    return torch.ops.lomix_fast_cpp.map_stats_forward(
-        list(logits), _readable(target, logits[0].shape[1]), *parameters, list(plan.encoded), plan.squared
-    )
+    target = _readable(target, logits[0].shape[1])
+    return extension.call_forward(torch.ops.lomix_fast_cpp, logits, target, parameters, plan)
 
 
 def backward(
@@ -82,16 +81,8 @@ def backward(
     plan: MixPlan,
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Backward pass with the signature all backends share."""
-    gradients = torch.ops.lomix_fast_cpp.map_stats_backward(
-        grad_stats,
-        list(logits),
-        _readable(target, logits[0].shape[1]),
-        *parameters,
-        list(plan.encoded),
-        plan.squared,
-    )
-    scales = len(logits)
-    return gradients[:scales], [None if p is None else g for p, g in zip(parameters, gradients[scales:], strict=True)]
+    target = _readable(target, logits[0].shape[1])
+    return extension.call_backward(torch.ops.lomix_fast_cpp, grad_stats, logits, target, parameters, plan)
 
 
 def _readable(target: Tensor, num_classes: int) -> Tensor:

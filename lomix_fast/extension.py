@@ -6,9 +6,14 @@ Importing it registers the ops of the namespace torch.ops.lomix_fast_cpp.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
 
 from . import _build_info
+from .plan import MixPlan
 
 
 @lru_cache(maxsize=1)
@@ -35,3 +40,24 @@ def cuda_architectures() -> tuple[str, ...]:
     """
     module = importlib.import_module("lomix_fast._C")
     return tuple(getattr(module, "cuda_architectures", tuple)())  # one built before there was a CUDA part lacks it
+
+
+def call_forward(
+    ops: Any, logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
+) -> tuple[Tensor, Tensor]:
+    """Call the forward op of a namespace with what backends are given; labels in one of `labels.KERNEL_DTYPES`."""
+    return ops.map_stats_forward(list(logits), target, *parameters, list(plan.encoded), plan.squared)
+
+
+def call_backward(
+    ops: Any,
+    grad_stats: Tensor,
+    logits: Sequence[Tensor],
+    target: Tensor,
+    parameters: Sequence[Tensor | None],
+    plan: MixPlan,
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Call the backward op likewise; its one list comes back as the two that backends return."""
+    gradients = ops.map_stats_backward(grad_stats, list(logits), target, *parameters, list(plan.encoded), plan.squared)
+    scales = len(logits)
+    return gradients[:scales], [None if p is None else g for p, g in zip(parameters, gradients[scales:], strict=True)]

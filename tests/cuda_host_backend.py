@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lomix_fast import labels
+from lomix_fast import extension, labels
 from lomix_fast.backends import BACKENDS, Backend
 from lomix_fast.cuda_backend import _readable
 from lomix_fast.plan import MixPlan
@@ -39,9 +39,7 @@ def unchecked_forward(
     logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
 ) -> tuple[Tensor, Tensor]:
     """As on a GPU, where labels that are no class do not raise."""
-    return torch.ops.lomix_fast_cuda_host.map_stats_forward(
-        list(logits), target, *parameters, list(plan.encoded), plan.squared
-    )
+    return extension.call_forward(torch.ops.lomix_fast_cuda_host, logits, target, parameters, plan)
 
 
 def _forward(
@@ -60,8 +58,4 @@ def backward(
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Backward pass with the signature all backends share."""
     target = _readable(target, logits[0].shape[1])
-    gradients = torch.ops.lomix_fast_cuda_host.map_stats_backward(
-        grad_stats, list(logits), target, *parameters, list(plan.encoded), plan.squared
-    )
-    scales = len(logits)
-    return gradients[:scales], [None if p is None else g for p, g in zip(parameters, gradients[scales:], strict=True)]
+    return extension.call_backward(torch.ops.lomix_fast_cuda_host, grad_stats, logits, target, parameters, plan)
