@@ -20,12 +20,13 @@ from pathlib import Path
 
 from build_tools import BuildError, CannotBuild, complaint, debug, werror
 
-OLDEST_CUDA = (12, 0)  # the first nvcc that knows C++20
+OLDEST_CUDA = (12, 1)  # the first nvcc whose kernels take more than 4 KiB of arguments; it knows C++20
 OLDEST_ARCHITECTURE = (7, 5)
 DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 DEFAULT_HOME = "/usr/local/cuda"
 # The kernels for few classes hold a class in a register each, so each number of classes is compiled on its own.
 FEW_SOURCE = "csrc/cuda/few.cu"
+FEW_SOURCES = (FEW_SOURCE, "csrc/cuda/few_general.cu")
 FEW_CLASSES = range(1, 17)
 
 _MAPS = Path("/proc/self/maps")  # the files this process has loaded
@@ -112,8 +113,8 @@ def _find_nvcc(wanted: str, torch_version: str) -> tuple[str, str]:
         if tuple(int(n) for n in version.split(".")) < OLDEST_CUDA:
             oldest = ".".join(map(str, OLDEST_CUDA))
             raise CannotBuild(
-                f"nvcc {version} ({nvcc}) is too old, expected {oldest} or newer, which knows C++20; install a torch "
-                f"and a CUDA toolkit of version {oldest} or newer"
+                f"nvcc {version} ({nvcc}) is too old, expected {oldest} or newer, which knows C++20 and lets a kernel "
+                f"have more than 4 KiB of arguments; install a torch and a CUDA toolkit of version {oldest} or newer"
             )
         return nvcc, version
     if found:
@@ -260,10 +261,10 @@ def sources(root: Path) -> tuple[list[str], list[tuple[str, str | None]]]:
         sorted(path.relative_to(root).as_posix() for path in root.glob(f"csrc/cuda/*.{suffix}"))
         for suffix in ("cpp", "cu")
     )
-    if not glue or FEW_SOURCE not in kernels:
+    if not glue or not set(FEW_SOURCES) <= set(kernels):
         raise BuildError(f"no CUDA sources under {root / 'csrc' / 'cuda'}; the source tree is incomplete")
-    few: list[tuple[str, str | None]] = [(FEW_SOURCE, str(n)) for n in FEW_CLASSES]
-    return glue, [*few, *((source, None) for source in kernels if source != FEW_SOURCE)]
+    few: list[tuple[str, str | None]] = [(source, str(n)) for source in FEW_SOURCES for n in FEW_CLASSES]
+    return glue, [*few, *((source, None) for source in kernels if source not in FEW_SOURCES)]
 
 
 def nvcc_flags(cuda: Cuda, cxx: tuple[str, ...], cxx11_abi: bool, classes: str | None) -> list[str]:
@@ -273,7 +274,7 @@ def nvcc_flags(cuda: Cuda, cxx: tuple[str, ...], cxx11_abi: bool, classes: str |
         cuda: what was found on this machine.
         cxx: the C++ compiler.
         cxx11_abi: which std::string torch uses.
-        classes: number of classes that FEW_SOURCE is compiled for, None for other files.
+        classes: number of classes that FEW_SOURCES are compiled for, None for other files.
     """
     flags = ["-std=c++20", *_host_compiler(cxx), "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
     flags += ["-O1", "-g"] if debug() else ["-O3", "-DNDEBUG"]

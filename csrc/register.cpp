@@ -12,25 +12,9 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/map_stats.h"
+#include "ops.h"
 
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
-
-std::tuple<at::Tensor, at::Tensor> forward_cpu(at::TensorList logits, const at::Tensor& target,
-                                               const OptionalTensor& cat_weight, const OptionalTensor& cat_bias,
-                                               const OptionalTensor& awf_weight, const OptionalTensor& awf_bias,
-                                               at::IntArrayRef maps, bool squared) {
-  return lomix::cpu::map_stats_forward({logits, target, cat_weight, cat_bias, awf_weight, awf_bias, maps, squared});
-}
-
-std::vector<at::Tensor> backward_cpu(const at::Tensor& grad_stats, at::TensorList logits, const at::Tensor& target,
-                                     const OptionalTensor& cat_weight, const OptionalTensor& cat_bias,
-                                     const OptionalTensor& awf_weight, const OptionalTensor& awf_bias,
-                                     at::IntArrayRef maps, bool squared) {
-  return lomix::cpu::map_stats_backward(grad_stats,
-                                        {logits, target, cat_weight, cat_bias, awf_weight, awf_bias, maps, squared});
-}
 
 #ifndef LOMIX_CUDA_ARCHITECTURES  // the build defines it when it adds csrc/cuda
 #define LOMIX_CUDA_ARCHITECTURES ""
@@ -46,17 +30,13 @@ std::vector<std::string> cuda_architectures() {
 }  // namespace
 
 TORCH_LIBRARY(lomix_fast_cpp, m) {
-  m.def(
-      "map_stats_forward(Tensor[] logits, Tensor target, Tensor? cat_weight, Tensor? cat_bias, Tensor? awf_weight, "
-      "Tensor? awf_bias, int[] maps, bool squared) -> (Tensor, Tensor)");
-  m.def(
-      "map_stats_backward(Tensor grad_stats, Tensor[] logits, Tensor target, Tensor? cat_weight, Tensor? cat_bias, "
-      "Tensor? awf_weight, Tensor? awf_bias, int[] maps, bool squared) -> Tensor[]");
+  m.def(lomix::kForwardSchema);
+  m.def(lomix::kBackwardSchema);
 }
 
 TORCH_LIBRARY_IMPL(lomix_fast_cpp, CPU, m) {
-  m.impl("map_stats_forward", &forward_cpu);
-  m.impl("map_stats_backward", &backward_cpu);
+  m.impl("map_stats_forward", &lomix::forward_op<lomix::cpu::map_stats_forward>);
+  m.impl("map_stats_backward", &lomix::backward_op<lomix::cpu::map_stats_backward>);
 }
 
 PYBIND11_MODULE(_C, m) {

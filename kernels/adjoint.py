@@ -134,7 +134,7 @@ RUN_TIME = ["C", "batch", "tiles"]
 @triton.jit(do_not_specialize=RUN_TIME)
 def gather_kernel(
     p_partial,  # as tile_gradients wrote them
-    grads,  # six pointers to gradients [B, C, *native]
+    grads,  # MAX_SCALES pointers to gradients [B, C, *native]
     p_geometry,  # int64 [1 + L, FIELDS]
     C,
     batch,

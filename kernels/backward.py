@@ -4,129 +4,73 @@ import triton
 import triton.language as tl
 
 from .adjoint import tile_gradients
-from .labels import stage_labels
+from .map_gradient import map_gradient
 from .maps import (
     ADD,
+    ALL,
+    AVG,
     AWF,
     CAT,
     ENTRY,
     FIRST_PAIR,
     LMAX,
     MAP,
+    MAX,
     MEMBERS,
     MUL,
     SIZE,
+    SUB,
+    USUAL,
     attend,
-    below,
     both,
+    bounded_partial,
     cat_rows,
-    exponentials,
-    join_tile,
-    largest,
     load_classes,
-    make_map,
     multiply_rows,
     plus,
     plus_scaled,
     plus_weighted,
-    scaled,
     store_classes,
     times,
+    unless_beaten,
 )
 from .pixels import tile_origin, wide
 from .stage import stage_logits
+from .targets import stage_target
 
 
 @triton.jit
-def _pulls(p_grad, s, label, c0, C, SQUARED: tl.constexpr, CT: tl.constexpr, MANY: tl.constexpr):
-    """t_c = gI_c [y == c] + q gQ_c s_c^(q - 1) of each class; p_grad: dLoss/dstats [1 + 2C] of this map."""
-    out = ()
-    for c in tl.static_range(CT):
-        here = below(True, c0 + c, C, MANY)
-        g_i = tl.load(p_grad + 1 + c0 + c, mask=here, other=0.0)
-        g_q = tl.load(p_grad + 1 + C + c0 + c, mask=here, other=0.0)
-        out = out + (tl.where(label == c0 + c, g_i, 0.0) + (2 * g_q * s[c] if SQUARED else g_q),)
-    return out
-
-
-@triton.jit
-def _dot(a, b, CT: tl.constexpr):
-    """Sum over the classes of a * b."""
-    out = a[0] * b[0]
-    for c in tl.static_range(1, CT):
-        out += a[c] * b[c]
-    return out
-
-
-@triton.jit
-def _gradient(s, pulls, mean, g_ce, label, c0, CT: tl.constexpr):
-    """dLoss/dmap of each class: s_c (t_c - sum_k s_k t_k + g_ce) - [y == c] g_ce."""
-    out = ()
-    for c in tl.static_range(CT):
-        out = out + (s[c] * (pulls[c] - mean + g_ce) - tl.where(label == c0 + c, g_ce, 0.0),)
-    return out
-
-
-@triton.jit
-def _map_gradient(
-    operator, p_rows, p_attention, p_out, label, p_grad, p_w, p_bias, p_entry, size, first_pair, width, C, px,
-    T: tl.constexpr, CT: tl.constexpr, MANY: tl.constexpr, SQUARED: tl.constexpr, ACC: tl.constexpr,
+def _plus_extra(
+    total, p_rows, p_maps, p_entry, size, j, c0, C, px, T: tl.constexpr, CT: tl.constexpr, MANY: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """dLoss/dmap of one map into rows [C, T] at p_out; returns its sum over classes with the map itself [1, T].
-
-    That sum is what attention needs: with x the map and G its gradient, dLoss/dscore_i = a_i (G . P_i - G . x).
-    """
-    g_ce = tl.load(p_grad)
-    live = label >= 0  # a pixel past the border pulls at nothing
-    if MANY:
-        top = tl.zeros_like(label) - float("inf")
-        total = tl.zeros_like(label)
-        for c0 in range(0, C, CT):
-            x = make_map(
-                operator, p_rows, p_attention, p_out, p_w, p_bias, p_entry, size, first_pair, width, c0, C, px, T, CT,
-                True, ACC,
-            )  # fmt: skip
-            store_classes(p_out, x, c0, C, px >= 0, T, CT, True)
-            top, total = join_tile(x, top, total, CT)
-        inverse = tl.where(live, 1 / total, 0.0)
-        tl.debug_barrier()
-        mean = tl.zeros_like(label)
-        for c0 in range(0, C, CT):
-            e, _ = exponentials(load_classes(p_out, c0, C, px >= 0, -float("inf"), T, CT, True), top, CT)
-            s = scaled(e, inverse, CT)
-            mean += _dot(s, _pulls(p_grad, s, label, c0, C, SQUARED, CT, True), CT)
-        along = tl.zeros_like(label)
-        for c0 in range(0, C, CT):
-            x = load_classes(p_out, c0, C, px >= 0, -float("inf"), T, CT, True)
-            e, _ = exponentials(x, top, CT)
-            s = scaled(e, inverse, CT)
-            gradient = _gradient(s, _pulls(p_grad, s, label, c0, C, SQUARED, CT, True), mean, g_ce, label, c0, CT)
-            for c in tl.static_range(CT):
-                along += tl.where(c0 + c < C, gradient[c] * x[c], 0.0)
-            store_classes(p_out, gradient, c0, C, px >= 0, T, CT, True)
-    else:
-        x = make_map(
-            operator, p_rows, p_attention, p_out, p_w, p_bias, p_entry, size, first_pair, width, 0, C, px, T, CT, False,
-            ACC,
-        )  # fmt: skip
-        top = largest(x, CT)
-        e, total = exponentials(x, top, CT)
-        inverse = tl.where(live, 1 / total, 0.0)
-        s = scaled(e, inverse, CT)
-        pulls = _pulls(p_grad, s, label, 0, C, SQUARED, CT, False)
-        gradient = _gradient(s, pulls, _dot(s, pulls, CT), g_ce, label, 0, CT)
-        along = _dot(gradient, x, CT)
-        store_classes(p_out, gradient, 0, C, px >= 0, T, CT, False)
-    return along
+    """Add to `total` what member j gets of the gradients of a subset's difference, mean and maximum."""
+    on = px >= 0
+    if tl.load(p_entry + MAP + SUB) >= 0:
+        sign = tl.zeros_like(px).to(ACC) + tl.where(j > 0, -1.0, 1.0)
+        total = plus_scaled(total, sign, load_classes(p_maps + SUB * (C * T) + px, c0, C, on, 0.0, T, CT, MANY), CT)
+    if tl.load(p_entry + MAP + AVG) >= 0:
+        share = 1 / (tl.zeros_like(px) + size).to(ACC)
+        total = plus_scaled(total, share, load_classes(p_maps + AVG * (C * T) + px, c0, C, on, 0.0, T, CT, MANY), CT)
+    if tl.load(p_entry + MAP + MAX) >= 0:
+        gradient = load_classes(p_maps + MAX * (C * T) + px, c0, C, on, 0.0, T, CT, MANY)
+        p_mine = p_rows + tl.load(p_entry + MEMBERS + j) * (C * T) + px
+        mine = load_classes(p_mine, c0, C, on, 0.0, T, CT, MANY)
+        for other in range(size):
+            p_other = p_rows + tl.load(p_entry + MEMBERS + other) * (C * T) + px
+            rival = load_classes(p_other, c0, C, on, 0.0, T, CT, MANY)
+            gradient = unless_beaten(gradient, mine, rival, other < j, CT)
+        total = plus(total, gradient, CT)
+    return total
 
 
 @triton.jit
 def _to_members(
     p_rows, p_grads, p_maps, p_attention, p_scores, p_w, p_u, p_entry, size, first_pair, along, C, px,
-    T: tl.constexpr, CT: tl.constexpr, MANY: tl.constexpr, SPAN: tl.constexpr, DOT: tl.constexpr,
-    ACC: tl.constexpr,
+    T: tl.constexpr, CT: tl.constexpr, MANY: tl.constexpr, EXTRA: tl.constexpr, BOUNDED: tl.constexpr,
+    SPAN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Hand the gradients of a subset's maps, rows [4, C, T], to its members' gradients, rows [L, C, T].
+    """Hand the gradients of a subset's maps, rows [4 or 7, C, T], to its members' gradients, rows [L, C, T].
 
     Writes dLoss/dscore of each member's attention to rows p_scores [LMAX, T] on the way.
     """
@@ -160,7 +104,12 @@ def _to_members(
                 product = load_classes(p_mul, c0, C, on, 0.0, T, CT, MANY)
                 for other in range(size):
                     p_other = p_rows + tl.load(p_entry + MEMBERS + other) * (C * T) + px
-                    product = times(product, load_classes(p_other, c0, C, both(on, other != j), 1.0, T, CT, MANY), CT)
+                    if BOUNDED:
+                        factors = load_classes(p_other, c0, C, on, 1.0, T, CT, MANY)
+                        product = times(product, bounded_partial(factors, other == j, CT), CT)
+                    else:
+                        factors = load_classes(p_other, c0, C, both(on, other != j), 1.0, T, CT, MANY)
+                        product = times(product, factors, CT)
                 total = plus(total, product, CT)
             if has_awf:
                 total = plus_scaled(total, attention, load_classes(p_awf, c0, C, on, 0.0, T, CT, MANY), CT)
@@ -169,6 +118,8 @@ def _to_members(
                 for o in range(C):  # out class
                     value = tl.load(p_cat + o * T)
                     total = plus_weighted(total, p_w + (pair * C + o) * C, 1, c0, C, True, value, CT, MANY)
+            if EXTRA:
+                total = _plus_extra(total, p_rows, p_maps, p_entry, size, j, c0, C, px, T, CT, MANY, ACC)
             store_classes(p_out, total, c0, C, on, T, CT, MANY)
         if MANY:
             if has_cat:
@@ -222,9 +173,11 @@ RUN_TIME = [
 @triton.jit(do_not_specialize=RUN_TIME)
 def gradients_kernel(
     p_grad_stats,  # [B, M, 1 + 2C]
-    logits,  # six pointers; scales past L repeat the first
+    logits,  # MAX_SCALES pointers; scales past L repeat the first
     grads,  # likewise: gradients of the logits, written here for scales at full size only
     p_target,
+    p_weight,  # weights of pixels, read if WEIGHTED
+    p_factors,  # a and b of targets.py, [2, C], read if GENERAL
     p_w,  # [K, C, C]
     p_bias,  # [S, C]
     p_u,  # [K, C]
@@ -252,6 +205,12 @@ def gradients_kernel(
     TX: tl.constexpr,
     BLOCK: tl.constexpr,
     SQUARED: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    GENERAL: tl.constexpr,
+    DENSE: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    EXTRA: tl.constexpr,
+    BOUNDED: tl.constexpr,
     LEARNED: tl.constexpr,
     SPAN: tl.constexpr,
     DOT: tl.constexpr,
@@ -261,7 +220,7 @@ def gradients_kernel(
     """Gradients from the tiles of an item.
 
     1. Interpolate the logits of a tile into the scratch of this program: rows [L, C, T]; clear their gradients.
-    2. For each subset: the gradients of its four maps, rows [4, C, T]; these to its members; products with the
+    2. For each subset: the gradients of its maps, rows [4, C, T] (7 if EXTRA); these to its members; products with the
        logits to its parameters.
     3. Take the tile's gradients back to native resolution.
     """
@@ -270,8 +229,12 @@ def gradients_kernel(
     p_grads = p_rows + L * C * T
     p_label = p_grads + L * C * T
     p_attention = p_label + T  # [LMAX, T]
+    if GENERAL:
+        p_attention += 2 * T
+    if DENSE:
+        p_attention += C * T
     p_scores = p_attention + LMAX * T  # [LMAX, T]
-    p_maps = p_scores + LMAX * T  # [4, C, T]
+    p_maps = p_scores + LMAX * T  # [4 or 7, C, T]
     px = tl.arange(0, T)[None, :]  # [1, T]
     for item in tl.range(tl.program_id(0), items, tl.num_programs(0), disable_licm=True):
         b = wide(item // chunks)
@@ -280,7 +243,9 @@ def gradients_kernel(
         for tile in tl.range(first, tl.minimum(first + chunk_tiles, tiles), disable_licm=True):
             tz, ty, tx = tile_origin(p_geometry, tile, TZ, TY, TX)
             stage_logits(logits, p_geometry, p_rows, b, tz, ty, tx, C, L, T, TZ, TY, TX, DIMS, BLOCK, ACC, WIDE)
-            stage_labels(p_target, p_geometry, p_label, b, tz, ty, tx, C, T, TZ, TY, TX, ACC)
+            stage_target(
+                p_target, p_weight, p_geometry, p_label, b, tz, ty, tx, C, T, TZ, TY, TX, GENERAL, DENSE, WEIGHTED, ACC
+            )  # fmt: skip
             for row in range(L * C):
                 tl.store(p_grads + row * T + px, tl.zeros_like(px).to(ACC))
             tl.debug_barrier()
@@ -296,21 +261,23 @@ def gradients_kernel(
                     attend(p_rows, p_attention + px, p_u, p_v, p_map, size, pairs, width, C, px, T, ACC)
                     tl.debug_barrier()
                 along = tl.zeros_like(label)
-                for operator in range(4):
+                for operator in range(ALL if EXTRA else USUAL):
                     number = tl.load(p_entry + MAP + operator)
                     if number >= 0:
                         if MANY:
                             if operator == CAT:
                                 cat_rows(p_rows, p_maps + CAT * (C * T), p_w, p_bias, p_entry, C, T, SPAN, DOT, ACC)
-                        along = _map_gradient(
-                            operator, p_rows, p_attention + px, p_maps + operator * (C * T) + px, label,
-                            p_grad_stats + (b * M + number) * (1 + 2 * C), p_w, p_bias, p_map, size, pairs,
-                            width, C, px, T, CT, MANY, SQUARED, ACC,
+                        found = map_gradient(
+                            operator, p_rows, p_attention + px, p_maps + operator * (C * T) + px, p_label + px,
+                            p_factors, label, p_grad_stats + (b * M + number) * (1 + 2 * C), p_w, p_bias, p_map, size,
+                            pairs, width, C, px, T, CT, MANY, SQUARED, SIGMOID, GENERAL, DENSE, EXTRA, BOUNDED, ACC,
                         )  # fmt: skip
-                tl.debug_barrier()  # along is that of awf, the last of the four, where there is one
+                        # In the end it is that of awf, the last of the four, where there is one.
+                        along = tl.where(operator <= AWF, found, along) if EXTRA else found
+                tl.debug_barrier()
                 _to_members(
                     p_rows, p_grads, p_maps, p_attention, p_scores, p_w, p_u, p_entry, width, first_pair, along, C,
-                    px, T, CT, MANY, SPAN, DOT, ACC,
+                    px, T, CT, MANY, EXTRA, BOUNDED, SPAN, DOT, ACC,
                 )  # fmt: skip
                 tl.debug_barrier()
                 if LEARNED:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .labels import stage_labels
+from .general import general_sums
 from .maps import (
     AWF,
     CAT,
@@ -12,9 +12,9 @@ from .maps import (
     LMAX,
     MAP,
     SIZE,
+    add_to,
     at_label,
     attend,
-    below,
     cat_rows,
     exponentials,
     filled,
@@ -24,9 +24,11 @@ from .maps import (
     make_map,
     scaled,
     store_classes,
+    store_sums,
 )
 from .pixels import tile_origin, wide
 from .stage import stage_logits
+from .targets import stage_target
 
 
 @triton.jit
@@ -41,29 +43,10 @@ def _accumulate(sums, s, label, c0, SQUARED: tl.constexpr, CT: tl.constexpr):
 
 
 @triton.jit
-def _add_to(p_sum, value, mask):
-    """Add the sum over the pixels of value [ROWS, PX] to a number of each map; nobody else writes there.
-
-    mask [ROWS, PX] leaves one pixel of a row: as [ROWS, 1] the sum would change threads through shared memory.
-    """
-    p_each = p_sum + tl.zeros_like(value).to(tl.int32)
-    total = tl.sum(value, axis=1, keep_dims=True) + tl.load(p_each, mask=mask, other=0.0)
-    tl.store(p_each, total, mask=mask)
-
-
-@triton.jit
-def _store_sums(p_map, sums, c0, C, known, CT: tl.constexpr, MANY: tl.constexpr):
-    """Add I and Q of classes c0 ... to the table row [1 + 2C] of each map."""
-    for c in tl.static_range(CT):
-        keep = below(known, c0 + c, C, MANY)
-        _add_to(p_map + 1 + c0 + c, sums[c], keep)
-        _add_to(p_map + 1 + C + c0 + c, sums[CT + c], keep)
-
-
-@triton.jit
 def _few_classes(
     operator, p_rows, p_attention, p_label, p_w, p_bias, p_entry, size, first_pair, width, p_map, known, lane,
-    C, T: tl.constexpr, PX: tl.constexpr, CT: tl.constexpr, SQUARED: tl.constexpr, ACC: tl.constexpr,
+    C, T: tl.constexpr, PX: tl.constexpr, CT: tl.constexpr, SQUARED: tl.constexpr, EXTRA: tl.constexpr,
+    BOUNDED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Sums of ROWS maps with all their classes in registers."""
     zero = tl.zeros_like(lane).to(ACC)
@@ -74,7 +57,7 @@ def _few_classes(
         label = tl.load(p_label + px)
         x = make_map(
             operator, p_rows, p_attention + px, p_attention + px, p_w, p_bias, p_entry, size, first_pair, width, 0,
-            C, px, T, CT, False, ACC,
+            C, px, T, CT, False, EXTRA, BOUNDED, ACC,
         )  # fmt: skip
         top = largest(x, CT)
         e, total = exponentials(x, top, CT)
@@ -82,15 +65,15 @@ def _few_classes(
         ce += tl.where(label >= 0, (top - at_label(x, label, 0, CT)) + tl.log(total), 0.0)
         s = scaled(e, tl.where(label >= 0, 1 / total, 0.0), CT)
         sums = _accumulate(sums, s, label, 0, SQUARED, CT)
-    _add_to(p_map, ce, known)
-    _store_sums(p_map, sums, 0, C, known, CT, False)
+    add_to(p_map, ce, known)
+    store_sums(p_map, sums, 0, C, known, CT, False)
 
 
 @triton.jit
 def _many_classes(
     operator, p_rows, p_attention, p_label, p_values, p_w, p_bias, p_table, p_entry, size, first_pair, width, p_map,
-    known, lane, row, C, T: tl.constexpr, PX: tl.constexpr, CT: tl.constexpr, SQUARED: tl.constexpr, SPAN: tl.constexpr,
-    DOT: tl.constexpr, ACC: tl.constexpr,
+    known, lane, row, C, T: tl.constexpr, PX: tl.constexpr, CT: tl.constexpr, SQUARED: tl.constexpr,
+    EXTRA: tl.constexpr, BOUNDED: tl.constexpr, SPAN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Sums of ROWS maps, CT classes at a time: first the normalisation of each pixel, then the probabilities.
 
@@ -114,7 +97,7 @@ def _many_classes(
         for c0 in range(0, C, CT):
             x = make_map(
                 operator, p_rows, p_attention + px, p_own + px, p_w, p_bias, p_entry, size, first_pair, width, c0,
-                C, px, T, CT, True, ACC,
+                C, px, T, CT, True, EXTRA, BOUNDED, ACC,
             )  # fmt: skip
             store_classes(p_own + px, x, c0, C, px >= 0, T, CT, True)
             top, total = join_tile(x, top, total, CT)
@@ -122,7 +105,7 @@ def _many_classes(
         ce += tl.where(label >= 0, (top - chosen) + tl.log(total), 0.0)
         tl.store(p_own + C * T + px, top)
         tl.store(p_own + (C + 1) * T + px, tl.where(label >= 0, 1 / total, 0.0))
-    _add_to(p_map, ce, known)
+    add_to(p_map, ce, known)
     tl.debug_barrier()
     for c0 in range(0, C, CT):
         sums = filled(0.0, zero, 2 * CT)
@@ -133,7 +116,7 @@ def _many_classes(
             e, _ = exponentials(x, top, CT)
             s = scaled(e, tl.load(p_own + (C + 1) * T + px), CT)
             sums = _accumulate(sums, s, tl.load(p_label + px), c0, SQUARED, CT)
-        _store_sums(p_map, sums, c0, C, known, CT, True)
+        store_sums(p_map, sums, c0, C, known, CT, True)
     tl.debug_barrier()
 
 
@@ -142,8 +125,10 @@ RUN_TIME = ["C", "L", "M", "items", "chunks", "chunk_tiles", "tiles", "groups", 
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def statistics_kernel(
-    logits,  # six pointers; scales past L repeat the first
+    logits,  # MAX_SCALES pointers; scales past L repeat the first
     p_target,
+    p_weight,  # weights of pixels, read if WEIGHTED
+    p_factors,  # a and b of targets.py, [2, C], read if GENERAL
     p_w,  # [K, C, C]
     p_bias,  # [S, C]
     p_u,  # [K, C]
@@ -173,6 +158,12 @@ def statistics_kernel(
     PX: tl.constexpr,
     BLOCK: tl.constexpr,
     SQUARED: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    GENERAL: tl.constexpr,
+    DENSE: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    EXTRA: tl.constexpr,
+    BOUNDED: tl.constexpr,
     SPAN: tl.constexpr,
     DOT: tl.constexpr,
     ACC: tl.constexpr,
@@ -181,7 +172,8 @@ def statistics_kernel(
     """Statistics of every map over the tiles of an item.
 
     1. Interpolate the logits of a tile into the scratch of this program: rows [L, C, T], then labels [T].
-    2. Count its labels.
+       When GENERAL, weights and a dense target follow them: see targets.py.
+    2. Count its labels, unless the target is DENSE.
     3. For ROWS maps of one operator at a time: make them, softmax, sums. Each warp has its own map and goes through
        the whole tile, so that sums cross threads once a tile.
     """
@@ -189,6 +181,10 @@ def statistics_kernel(
     p_rows = p_scratch + wide(tl.program_id(0)) * program_rows * T
     p_label = p_rows + L * C * T
     p_attention = p_label + T  # [ROWS, LMAX, T]
+    if GENERAL:
+        p_attention += 2 * T
+    if DENSE:
+        p_attention += C * T
     p_values = p_attention + ROWS * LMAX * T  # [ROWS, C + 2, T], used for many classes
     row = tl.arange(0, ROWS)[:, None]
     lane = tl.arange(0, PX)[None, :] + tl.zeros_like(row)  # [ROWS, PX]
@@ -200,13 +196,17 @@ def statistics_kernel(
         for tile in tl.range(first, tl.minimum(first + chunk_tiles, tiles), disable_licm=True):
             tz, ty, tx = tile_origin(p_geometry, tile, TZ, TY, TX)
             stage_logits(logits, p_geometry, p_rows, b, tz, ty, tx, C, L, T, TZ, TY, TX, DIMS, BLOCK, ACC, WIDE)
-            bad = stage_labels(p_target, p_geometry, p_label, b, tz, ty, tx, C, T, TZ, TY, TX, ACC)
-            tl.store(p_count, tl.load(p_count) + bad)
+            bad = stage_target(
+                p_target, p_weight, p_geometry, p_label, b, tz, ty, tx, C, T, TZ, TY, TX, GENERAL, DENSE, WEIGHTED, ACC
+            )  # fmt: skip
+            if not DENSE:
+                tl.store(p_count, tl.load(p_count) + bad)
             tl.debug_barrier()
-            label = tl.load(p_label + tl.arange(0, T))
-            for c in range(C):
-                found = tl.sum((label == c).to(tl.int32), axis=0)
-                tl.store(p_count + 1 + c, tl.load(p_count + 1 + c) + found)
+            if not DENSE:
+                label = tl.load(p_label + tl.arange(0, T))
+                for c in range(C):
+                    found = tl.sum((label == c).to(tl.int32), axis=0)
+                    tl.store(p_count + 1 + c, tl.load(p_count + 1 + c) + found)
             for g in tl.range(groups, disable_licm=True):
                 operator = tl.load(p_groups + 2 * g)
                 width = tl.load(p_groups + 2 * g + 1)
@@ -221,16 +221,23 @@ def statistics_kernel(
                         px = lane + q
                         attend(p_rows, p_own + px, p_u, p_v, p_entry, size, first_pair, width, C, px, T, ACC)
                     tl.debug_barrier()
-                if MANY:
+                if GENERAL:
+                    general_sums(
+                        operator, p_rows, p_own, p_label, p_factors, p_values, p_w, p_bias,
+                        p_table + g * ROWS * ENTRY, p_entry, size, first_pair, width, p_map,
+                        (number >= 0) & (lane == 0), lane, row, C, T, PX, CT, MANY, SQUARED, SIGMOID, DENSE, EXTRA,
+                        BOUNDED, SPAN, DOT, ACC,
+                    )  # fmt: skip
+                elif MANY:
                     _many_classes(
                         operator, p_rows, p_own, p_label, p_values, p_w, p_bias, p_table + g * ROWS * ENTRY,
                         p_entry, size, first_pair, width, p_map, (number >= 0) & (lane == 0), lane, row, C, T, PX,
-                        CT, SQUARED, SPAN, DOT, ACC,
+                        CT, SQUARED, EXTRA, BOUNDED, SPAN, DOT, ACC,
                     )  # fmt: skip
                 else:
                     _few_classes(
                         operator, p_rows, p_own, p_label, p_w, p_bias, p_entry, size, first_pair, width, p_map,
-                        (number >= 0) & (lane == 0), lane, C, T, PX, CT, SQUARED, ACC,
+                        (number >= 0) & (lane == 0), lane, C, T, PX, CT, SQUARED, EXTRA, BOUNDED, ACC,
                     )  # fmt: skip
                 if operator == AWF:
                     tl.debug_barrier()

@@ -3,19 +3,25 @@
 import triton
 import triton.language as tl
 
-from .pixels import FULL, LABEL, size_of, sizes_of, wide
+from .maps import both
+from .pixels import FULL, IGNORES, LABEL, offset_of, size_of, sizes_of, wide
 from .stage import coordinates
 
 
 @triton.jit
-def _load(p_target, p_geometry, b, z, y, x, inside, C):
-    """Labels as int32, and whether each is a class: a whole number in [0, C)."""
-    offset = b * tl.load(p_geometry + LABEL) + z * tl.load(p_geometry + LABEL + 1)
-    offset += y * tl.load(p_geometry + LABEL + 2) + x * tl.load(p_geometry + LABEL + 3)
-    raw = tl.load(p_target + offset, mask=inside, other=0)
+def is_ignored(raw, p_geometry):
+    """Where values of the target are the label to ignore, if there is one; compared in their own type, as by torch."""
+    ignored = tl.load(p_geometry + IGNORES + 1).to(raw.dtype)
+    return both(raw == ignored, tl.load(p_geometry + IGNORES) != 0)
+
+
+@triton.jit
+def load_labels(p_target, p_geometry, b, z, y, x, inside, C):
+    """Labels as they are, as int32, and whether each is a class: a whole number in [0, C)."""
+    raw = tl.load(p_target + offset_of(p_geometry + LABEL, b, z, y, x), mask=inside, other=0)
     label = raw.to(tl.int32)
     # Compared in its own type first: a 64-bit label may look valid once it is cut to 32 bits.
-    return label, (raw >= 0) & (raw < C) & (label.to(raw.dtype) == raw)
+    return raw, label, (raw >= 0) & (raw < C) & (label.to(raw.dtype) == raw)
 
 
 @triton.jit
@@ -42,7 +48,7 @@ def stage_labels(
     z, y, x = tile_z + z, tile_y + y, tile_x + x
     full_z, full_y, full_x = sizes_of(p_geometry, FULL)
     inside = (z < full_z) & (y < full_y) & (x < full_x)
-    label, valid = _load(p_target, p_geometry, b, z, y, x, inside, C)
+    _, label, valid = load_labels(p_target, p_geometry, b, z, y, x, inside, C)
     tl.store(p_row + px, tl.where(inside & valid, label, -1).to(ACC))
     return tl.sum((inside & ~valid).to(tl.int32), axis=0)
 
@@ -54,14 +60,19 @@ def bad_labels_kernel(
     p_bad,  # int32 [B], zeros at first; 1 where a label is no class
     C,
     pixels,  # of a sample
+    GENERAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Find the samples with a label that is no class. Grid: (blocks of pixels, B)."""
+    """Find the samples with a label that is no class, nor ignored. Grid: (blocks of pixels, B)."""
     b = wide(tl.program_id(1))
     full_y = size_of(p_geometry, FULL + 1)
     full_x = size_of(p_geometry, FULL + 2)
     px = wide(tl.program_id(0)) * BLOCK + tl.arange(0, BLOCK)
     inside = px < pixels
-    _, valid = _load(p_target, p_geometry, b, px // full_x // full_y, px // full_x % full_y, px % full_x, inside, C)
+    raw, _, valid = load_labels(
+        p_target, p_geometry, b, px // full_x // full_y, px // full_x % full_y, px % full_x, inside, C
+    )  # fmt: skip
+    if GENERAL:
+        valid = valid | is_ignored(raw, p_geometry)
     # Whole numbers, so the order of the programs does not show.
     tl.atomic_max(p_bad + b, tl.max((inside & ~valid).to(tl.int32), axis=0))

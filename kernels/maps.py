@@ -9,11 +9,13 @@ not grow with the number of scales or subsets.
 import triton
 import triton.language as tl
 
+from ..plan import MAX_SCALES, MUL_BOUND
+
 # One row of integers a map (forward) or a subset (backward); tables.py writes them.
-TABLE_FIELDS = ("size", "first_pair", "subset", "add", "mul", "cat", "awf")  # the last four: number of the map or -1
-MAX_SCALES = 6
-MEMBERS_AT = 8  # where the members begin
-TABLE_ROW = 16
+OPERATORS = ("add", "mul", "cat", "awf", "sub", "avg", "max")
+TABLE_FIELDS = ("size", "first_pair", "subset", *OPERATORS)  # of each operator: number of the map or -1
+MEMBERS_AT = len(TABLE_FIELDS)  # where the members begin
+TABLE_ROW = MEMBERS_AT + MAX_SCALES + 1  # the last is always 0: a zero that the compiler knows nothing of
 
 SIZE = tl.constexpr(TABLE_FIELDS.index("size"))
 FIRST_PAIR = tl.constexpr(TABLE_FIELDS.index("first_pair"))
@@ -23,10 +25,16 @@ MEMBERS = tl.constexpr(MEMBERS_AT)
 ENTRY = tl.constexpr(TABLE_ROW)
 LMAX = tl.constexpr(MAX_SCALES)
 
-ADD = tl.constexpr(0)
-MUL = tl.constexpr(1)
-CAT = tl.constexpr(2)
-AWF = tl.constexpr(3)
+ADD = tl.constexpr(OPERATORS.index("add"))
+MUL = tl.constexpr(OPERATORS.index("mul"))
+CAT = tl.constexpr(OPERATORS.index("cat"))
+AWF = tl.constexpr(OPERATORS.index("awf"))
+SUB = tl.constexpr(OPERATORS.index("sub"))
+AVG = tl.constexpr(OPERATORS.index("avg"))
+MAX = tl.constexpr(OPERATORS.index("max"))
+USUAL = tl.constexpr(OPERATORS.index("sub"))  # operators that every compiled kernel knows: those before "sub"
+ALL = tl.constexpr(len(OPERATORS))  # and those that it knows with EXTRA
+BOUND = tl.constexpr(MUL_BOUND)
 
 
 @triton.jit
@@ -117,6 +125,64 @@ def plus_weighted(a, p_weight, step, c0, C, mask, value, CT: tl.constexpr, MANY:
 
 
 @triton.jit
+def bound_root(p):
+    """1 / sqrt(1 + (p / BOUND)^2), without overflow: a bounded factor is p times this, its derivative this cubed."""
+    size = tl.abs(p) * (1 / BOUND)
+    outer = 1 / tl.maximum(size, 1.0)
+    inner = tl.minimum(size, outer)  # of size and 1 / size the one that is at most 1
+    return outer / tl.sqrt(1 + inner * inner)
+
+
+@triton.jit
+def bounded_factors(p, on, CT: tl.constexpr):
+    """Bounded factors p / sqrt(1 + (p / BOUND)^2); 1 for members that are not `on`."""
+    out = ()
+    for c in tl.static_range(CT):
+        out = out + (tl.where(on, p[c] * bound_root(p[c]), 1.0),)
+    return out
+
+
+@triton.jit
+def bounded_partial(p, is_own, CT: tl.constexpr):
+    """What a bounded factor is in a derivative of their product: its own derivative if that is_own, else itself."""
+    out = ()
+    for c in tl.static_range(CT):
+        root = bound_root(p[c])
+        out = out + (root * tl.where(is_own, root * root, p[c]),)
+    return out
+
+
+@triton.jit
+def joined(x, p, operator, j, on, CT: tl.constexpr):
+    """Take member j, p, into a sum (ADD, AVG), a difference (SUB) or a maximum (MAX); only where it is `on`."""
+    sign = tl.where(operator == SUB, tl.where(j > 0, -1.0, 1.0), 1.0)
+    is_max = operator == MAX
+    out = ()
+    for c in tl.static_range(CT):
+        # Written so that what is no number stays none.
+        larger = tl.where((x[c] >= p[c]) | (x[c] != x[c]), x[c], p[c])
+        larger = tl.where(j > 0, larger, p[c])
+        out = out + (tl.where(on, tl.where(is_max, larger, x[c] + sign * p[c]), x[c]),)
+    return out
+
+
+@triton.jit
+def unless_beaten(gradient, mine, other, is_earlier, CT: tl.constexpr):
+    """The gradient of a maximum where member `mine` is not below `other`, nor equal to it if that one is_earlier.
+
+    What is no number is larger than any that is one.
+    """
+    out = ()
+    for c in tl.static_range(CT):
+        is_nan = other[c] != other[c]
+        beaten = tl.where(
+            is_earlier, (mine[c] <= other[c]) | is_nan, (mine[c] < other[c]) | (is_nan & (mine[c] == mine[c]))
+        )
+        out = out + (tl.where(beaten, 0.0, gradient[c]),)
+    return out
+
+
+@triton.jit
 def hide_missing(x, c0, C, CT: tl.constexpr, MANY: tl.constexpr):
     """Minus infinity for classes past C, so that softmax gives them nothing."""
     if not MANY:
@@ -182,12 +248,15 @@ def make_map(
     T: tl.constexpr,
     CT: tl.constexpr,
     MANY: tl.constexpr,
+    EXTRA: tl.constexpr,
+    BOUNDED: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """Classes c0 .. c0 + CT - 1 of the maps of one operator, minus infinity past C; arguments as for `attend`.
 
     Parameters: p_w [K, C, C] (pair, out class, in class), p_bias [S, C]. With MANY classes `cat` has been made before,
-    by `cat_rows`: p_made, rows [C, T] at the pixels.
+    by `cat_rows`: p_made, rows [C, T] at the pixels. EXTRA: the operators from SUB on may come up. BOUNDED: MUL takes
+    bounded factors.
     """
     like = tl.zeros_like(px).to(ACC)
     if operator == MUL:
@@ -195,7 +264,8 @@ def make_map(
         for j in range(width):
             on = j < size
             p_member = member_rows(p_rows, p_entry, j, on, C, T) + px
-            x = times(x, load_classes(p_member, c0, C, on, 1.0, T, CT, MANY), CT)
+            factors = load_classes(p_member, c0, C, on, 1.0, T, CT, MANY)
+            x = times(x, bounded_factors(factors, on, CT) if BOUNDED else factors, CT)
     elif operator == CAT:
         if MANY:
             x = load_classes(p_made, c0, C, px >= 0, 0.0, T, CT, MANY)
@@ -221,7 +291,10 @@ def make_map(
         for j in range(width):
             on = j < size
             p_member = member_rows(p_rows, p_entry, j, on, C, T) + px
-            x = plus(x, load_classes(p_member, c0, C, on, 0.0, T, CT, MANY), CT)
+            member = load_classes(p_member, c0, C, on, 0.0, T, CT, MANY)
+            x = joined(x, member, operator, j, on, CT) if EXTRA else plus(x, member, CT)
+        if EXTRA:
+            x = scaled(x, tl.where(operator == AVG, 1 / tl.maximum(size, 1).to(ACC), 1.0), CT)
     return hide_missing(x, c0, C, CT, MANY)
 
 
@@ -301,3 +374,23 @@ def cat_rows(
         pair = tl.load(p_entry + FIRST_PAIR) + j
         multiply_rows(p_w + pair * (C * C), p_member, p_out, C, T, False, SPAN, DOT, ACC)
         tl.debug_barrier()
+
+
+@triton.jit
+def add_to(p_sum, value, mask):
+    """Add the sum over the pixels of value [ROWS, PX] to a number of each map; nobody else writes there.
+
+    mask [ROWS, PX] leaves one pixel of a row: as [ROWS, 1] the sum would change threads through shared memory.
+    """
+    p_each = p_sum + tl.zeros_like(value).to(tl.int32)
+    total = tl.sum(value, axis=1, keep_dims=True) + tl.load(p_each, mask=mask, other=0.0)
+    tl.store(p_each, total, mask=mask)
+
+
+@triton.jit
+def store_sums(p_map, sums, c0, C, known, CT: tl.constexpr, MANY: tl.constexpr):
+    """Add I and Q of classes c0 ... to the table row [1 + 2C] of each map."""
+    for c in tl.static_range(CT):
+        keep = below(known, c0 + c, C, MANY)
+        add_to(p_map + 1 + c0 + c, sums[c], keep)
+        add_to(p_map + 1 + C + c0 + c, sums[CT + c], keep)

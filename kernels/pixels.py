@@ -4,18 +4,13 @@ import triton
 import triton.language as tl
 
 # One row of integers describes the image, then one each scale; tables.geometry writes them.
-IMAGE_FIELDS = (
-    "full_z",
-    "full_y",
-    "full_x",
-    "tiles_z",
-    "tiles_y",
-    "tiles_x",
-    "label_b",
-    "label_z",
-    "label_y",
-    "label_x",
+TARGET_FIELDS = (
+    *("label_b", "label_z", "label_y", "label_x", "label_c"),  # strides of the target; that over classes if dense
+    *("weight_b", "weight_z", "weight_y", "weight_x"),  # strides of the weights of pixels
+    *("ignores", "ignored"),  # whether there is a label to ignore, and which
+    "weighted_ce",  # whether the weights of pixels count in cross-entropy too
 )
+IMAGE_FIELDS = ("full_z", "full_y", "full_x", "tiles_z", "tiles_y", "tiles_x", *TARGET_FIELDS)
 SCALE_FIELDS = (
     *("native_z", "native_y", "native_x"),
     *("stride_b", "stride_c", "stride_z", "stride_y", "stride_x"),
@@ -31,6 +26,10 @@ FIELDS = 24  # integers a row, of both kinds
 FULL = tl.constexpr(IMAGE_FIELDS.index("full_z"))
 TILES = tl.constexpr(IMAGE_FIELDS.index("tiles_z"))
 LABEL = tl.constexpr(IMAGE_FIELDS.index("label_b"))
+LABEL_CLASS = tl.constexpr(IMAGE_FIELDS.index("label_c"))
+WEIGHT = tl.constexpr(IMAGE_FIELDS.index("weight_b"))
+IGNORES = tl.constexpr(IMAGE_FIELDS.index("ignores"))
+WEIGHTED_CE = tl.constexpr(IMAGE_FIELDS.index("weighted_ce"))
 NATIVE = tl.constexpr(SCALE_FIELDS.index("native_z"))
 STRIDE = tl.constexpr(SCALE_FIELDS.index("stride_b"))
 GRAD = tl.constexpr(SCALE_FIELDS.index("grad_b"))
@@ -73,6 +72,13 @@ def size_of(p_row, field):
 def sizes_of(p_row, field):
     """Three sizes in a row, along z, y and x."""
     return size_of(p_row, field), size_of(p_row, field + 1), size_of(p_row, field + 2)
+
+
+@triton.jit
+def offset_of(p_strides, b, z, y, x):
+    """Offsets of pixels in a tensor whose strides over (B, z, y, x) lie at p_strides."""
+    offset = b * tl.load(p_strides) + z * tl.load(p_strides + 1)
+    return offset + (y * tl.load(p_strides + 2) + x * tl.load(p_strides + 3))
 
 
 @triton.jit

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .maps import MAX_SCALES, MEMBERS_AT, TABLE_FIELDS, TABLE_ROW
+from ..plan import MAX_SCALES
+from .maps import MEMBERS_AT, OPERATORS, TABLE_ROW
 from .pixels import FIELDS, IMAGE_FIELDS, SCALE_FIELDS
 
 Size = tuple[int, int, int]  # along z, y, x; axes that are not there have size 1
-_OPERATORS = TABLE_FIELDS[3:]
 # Codes in a plan's list of maps: 0 a scale by itself, then the operators. A scale by itself is a sum of one.
 _ORIGINAL = 0
 
 
 @dataclass(frozen=True)
 class Map:
-    """One supervised map as the plan lists it: operator (index into _OPERATORS), members, subset, first pair."""
+    """One supervised map as the plan lists it: operator (index into OPERATORS), members, subset, first pair."""
 
     operator: int
     members: tuple[int, ...]
@@ -90,7 +90,7 @@ def forward_tables(encoded: tuple[int, ...], rows: int, device: torch.device) ->
     """The maps in groups of `rows` of the same operator; a group that is not full ends with maps of size 0."""
     maps = decode(encoded)
     groups, table = [], []
-    for operator in range(len(_OPERATORS)):
+    for operator in range(len(OPERATORS)):
         numbers = [n for n, one in enumerate(maps) if one.operator == operator]
         numbers.sort(key=lambda n: len(maps[n].members))  # a group takes as long as its largest
         for at in range(0, len(numbers), rows):
@@ -107,7 +107,7 @@ def backward_table(encoded: tuple[int, ...], device: torch.device) -> Tensor:
     maps = decode(encoded)
     found: dict[tuple[int, ...], list[int]] = {}
     for n, one in enumerate(maps):
-        found.setdefault(one.members, [-1] * len(_OPERATORS))[one.operator] = n
+        found.setdefault(one.members, [-1] * len(OPERATORS))[one.operator] = n
     first = {one.members: one for one in reversed(maps)}
     return _on(device, [_row(first[members], numbers) for members, numbers in found.items()], torch.int32)
 
@@ -115,7 +115,7 @@ def backward_table(encoded: tuple[int, ...], device: torch.device) -> Tensor:
 @_kept
 def cat_pairs(encoded: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Subsets of which a `cat` map is made, and the first pair of each; int64."""
-    cat = [one for one in decode(encoded) if _OPERATORS[one.operator] == "cat"]
+    cat = [one for one in decode(encoded) if OPERATORS[one.operator] == "cat"]
     rows = [[one.subset for one in cat], [one.first_pair for one in cat]]
     subsets, pairs = _on(device, rows, torch.int64)
     return subsets, pairs
@@ -166,7 +166,7 @@ def geometry(
     tile: Size,
     strides: tuple[tuple[int, ...], ...],
     grad_strides: tuple[tuple[int, ...], ...],
-    label_strides: tuple[int, ...],
+    target: tuple[int, ...],
     used: tuple[bool, ...],
     batch: int,
     classes: int,
@@ -178,14 +178,14 @@ def geometry(
         full, native: size of the labels, and of each scale.
         tile: output pixels of a tile.
         strides, grad_strides: of each scale and of its gradient, over (B, C, z, y, x).
-        label_strides: over (B, z, y, x).
+        target: what the kernels need to know of the target, TARGET_FIELDS of pixels.py.
         used: whether each scale enters a map.
         batch, classes: B, C.
         device: where the table goes.
     """
     counts = [-(-n // t) for n, t in zip(full, tile, strict=True)]
     tiles = counts[0] * counts[1] * counts[2]
-    rows: list[list[int]] = [[*full, *counts, *label_strides]]
+    rows: list[list[int]] = [[*full, *counts, *target]]
     partial, room, most = 0, 0, 0
     for i, size in enumerate(native):
         same = size == full

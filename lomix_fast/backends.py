@@ -12,10 +12,11 @@ from torch import Tensor
 
 from . import cpu, cuda_backend, eager, reference, triton_backend
 from .plan import MixPlan
+from .target import Target
 
-Forward = Callable[[Sequence[Tensor], Tensor, Sequence["Tensor | None"], MixPlan], "tuple[Tensor, Tensor]"]
+Forward = Callable[[Sequence[Tensor], Target, Sequence["Tensor | None"], MixPlan], "tuple[Tensor, Tensor]"]
 Backward = Callable[
-    [Tensor, Sequence[Tensor], Tensor, Sequence["Tensor | None"], MixPlan],
+    [Tensor, Sequence[Tensor], Target, Sequence["Tensor | None"], MixPlan],
     "tuple[list[Tensor], list[Tensor | None]]",
 ]
 
@@ -27,7 +28,7 @@ class Backend:
     Attributes:
         name: what users pass as `impl`.
         why_not: device -> None when the backend can run there, otherwise the reason in one sentence.
-        forward: (logits [B, C, *native] each, target [B, *full], (W, b, u, v) or None each, plan) ->
+        forward: (logits [B, C, *native] each, `Target`, (W, b, u, v) or None each, plan) ->
             (stats [B, M, 1 + 2C], target_stats [B, 1 + C]).
         backward: (grad_stats, logits, target, (W, b, u, v), plan) -> (gradients of the logits, gradients of the four
             parameters or None where there is none). Inputs are never written to.

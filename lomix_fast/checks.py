@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor
 
 from .plan import MixPlan
+from .target import TargetRule
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Whole numbers up to these are exact.
+_WHOLE = {torch.float16: 2**11, torch.bfloat16: 2**8, torch.float32: 2**24, torch.float64: 2**53}
 
 
 def plain(tensor: Any) -> Any:
@@ -61,38 +65,179 @@ def check_logits(logits: Any) -> list[Tensor]:
     return maps
 
 
-def check_target(target: Any, first: Tensor) -> Tensor:
-    """Return the labels as [B, *full], or raise naming what is wrong.
+def check_target(target: Any, first: Tensor, sigmoid: bool = False, ignore_index: int | None = None) -> Tensor:
+    """Return the target as class numbers [B, *full] or one value a class [B, C, *full], or raise saying what is wrong.
 
     Args:
-        target: [B, *full] or [B, 1, *full]; any integer dtype, bool, or floats that hold whole numbers (their values
-            are looked at by the op itself, on the device).
+        target: [B, *full] or [B, 1, *full] class numbers, any integer dtype, bool, or floats that hold whole numbers
+            (their values are looked at by the op itself, on the device); or [B, C, *full].
         first: one of the logits [B, C, *native], already checked.
+        sigmoid: whether every class is a question of its own, which class numbers do not answer.
+        ignore_index: a label that has to be told apart, which values of many classes cannot be.
 
     Raises:
         TypeError: not a tensor of such a dtype.
-        ValueError: wrong rank, batch size or device, or no pixel.
+        ValueError: wrong rank, batch size, channels or device, no pixel, or a contradiction.
     """
     target = plain(target)
     if not isinstance(target, Tensor):
         raise TypeError(f"target: got {type(target).__name__}, expected a torch.Tensor of labels")
-    if target.dtype.is_complex or target.is_quantized:
+    if target.dtype.is_complex or target.is_quantized or (target.is_floating_point() and target.dtype not in _WHOLE):
         raise TypeError(f"target: got dtype {target.dtype}, expected an integer, bool or whole-number float dtype")
-    axes = first.dim() - 2
-    if target.dim() == axes + 2 and target.shape[1] == 1:
-        target = target.squeeze(1)
-    if target.dim() != axes + 1:
+    if target.requires_grad:
+        raise ValueError("target: got a tensor that requires a gradient, of which there is none; pass target.detach()")
+    axes, classes = first.dim() - 2, first.shape[1]
+    has_channels = target.dim() == axes + 2
+    if not has_channels and target.dim() != axes + 1:
         raise ValueError(
             f"target: got shape {tuple(target.shape)}, expected [B, *full] or [B, 1, *full] with {axes} spatial "
-            f"axes as the logits have; one-hot labels must be turned into class numbers with argmax(1)"
+            f"axes as the logits have, or [B, {classes}, *full] for soft or multi-label targets"
+        )
+    # Not `in (1, classes)`: torch.compile with dynamic shapes compares the objects there.
+    if has_channels and target.shape[1] != 1 and target.shape[1] != classes:
+        raise ValueError(
+            f"target: got shape {tuple(target.shape)}, expected 1 channel (class numbers) or {classes} (one value a "
+            "class) as the logits have"
         )
     if target.shape[0] != first.shape[0]:
         raise ValueError(f"target: got batch size {target.shape[0]}, expected {first.shape[0]} as the logits have")
     if any(n < 1 for n in target.shape[1:]):
         raise ValueError(f"target: got shape {tuple(target.shape)}, expected at least one pixel along every axis")
     if target.device != first.device:
-        raise ValueError(f"target: got device {target.device}, expected {first.device} as the logits have")
+        raise ValueError(
+            f"target: got device {target.device}, expected {first.device} as the logits have; move it with .to()"
+        )
+    if sigmoid and classes > 1:
+        if not has_channels or target.shape[1] == 1:
+            raise ValueError(
+                f"target: got shape {tuple(target.shape)} with sigmoid=True and {classes} classes, expected one value "
+                f"a class, [B, {classes}, *full]; for exclusive classes use softmax (sigmoid=False), or make regions "
+                "of the labels, such as torch.stack([y >= 1, y >= 2], 1)"
+            )
+    elif sigmoid:
+        return _without_ignore(target if has_channels else target.unsqueeze(1), ignore_index)
+    elif has_channels and target.shape[1] == 1:
+        return target.squeeze(1)
+    return _without_ignore(target, ignore_index) if has_channels else target
+
+
+def _without_ignore(target: Tensor, ignore_index: int | None) -> Tensor:
+    """Refuse ignore_index for a target [B, C, *full] that cannot hold it."""
+    if ignore_index is not None and target.shape[1] > 1:
+        raise ValueError(
+            f"ignore_index: got {ignore_index} with a target {tuple(target.shape)} of one value a class, which has no "
+            "room for such a label, expected None; pass mask= (False where a pixel is to be ignored) instead"
+        )
     return target
+
+
+def check_rule(ignore_index: Any, label_smoothing: Any, weighted_ce: Any, sigmoid: bool) -> TargetRule:
+    """Return the rule by which a target is read, or raise naming what is wrong.
+
+    Raises:
+        TypeError, ValueError: an option out of range, or label smoothing under sigmoid.
+    """
+    if ignore_index is not None and type(ignore_index) is not int:
+        raise TypeError(f"ignore_index: got {ignore_index!r}, expected None or an int")
+    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)):
+        raise TypeError(f"label_smoothing: got {label_smoothing!r}, expected a number from 0 to 1")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: got {label_smoothing!r}, expected a number from 0 to 1")
+    if not isinstance(weighted_ce, bool):
+        raise TypeError(f"weighted_ce: got {weighted_ce!r}, expected True or False")
+    if sigmoid and label_smoothing:
+        raise ValueError(
+            f"label_smoothing: got {label_smoothing!r} with sigmoid=True, expected 0: it spreads labels over exclusive "
+            "classes; smooth the target itself, which may be soft"
+        )
+    return TargetRule(ignore_index, float(label_smoothing), weighted_ce)
+
+
+def fitting_rule(rule: TargetRule, target: Tensor) -> TargetRule:
+    """The rule for labels of this dtype: without an ignored label that they cannot hold, such as -100 in uint8.
+
+    PyTorch compares in the dtype of the tensor, where -100 is 156.
+
+    Raises:
+        ValueError: the label is one that a float dtype rounds to another.
+    """
+    if rule.ignore_index is None:
+        return rule
+    if target.dtype.is_floating_point:
+        odd = abs(rule.ignore_index)
+        while odd and odd % 2 == 0:
+            odd //= 2
+        if odd > _WHOLE[target.dtype] or abs(rule.ignore_index) > torch.finfo(target.dtype).max:
+            raise ValueError(
+                f"ignore_index: got {rule.ignore_index} with a target of {target.dtype}, expected a number it holds "
+                "exactly; take another label or an integer dtype"
+            )
+        return rule
+    limits = (0, 1) if target.dtype == torch.bool else (torch.iinfo(target.dtype).min, torch.iinfo(target.dtype).max)
+    return rule if limits[0] <= rule.ignore_index <= limits[1] else replace(rule, ignore_index=None)
+
+
+def check_weight_map(weight_map: Any, target: Tensor, first: Tensor, name: str = "weight_map") -> Tensor | None:
+    """Return weights of pixels as [B, *full], or raise naming what is wrong.
+
+    Args:
+        weight_map: None, or float or bool [B, *full] or [B, 1, *full].
+        target: already checked.
+        first: one of the logits [B, C, *native], already checked.
+        name: of the argument, for messages.
+
+    Raises:
+        TypeError: not a tensor of such a dtype.
+        ValueError: wrong shape or device, or a gradient is asked of it.
+    """
+    if weight_map is None:
+        return None
+    weight_map = plain(weight_map)
+    if not isinstance(weight_map, Tensor):
+        raise TypeError(f"{name}: got {type(weight_map).__name__}, expected a torch.Tensor")
+    if weight_map.dtype not in (*FLOAT_DTYPES, torch.bool):
+        raise TypeError(
+            f"{name}: got dtype {weight_map.dtype}, expected a float dtype or bool; convert it with .float() or .bool()"
+        )
+    if weight_map.requires_grad:
+        raise ValueError(f"{name}: got a tensor that requires a gradient, of which there is none; detach it")
+    full = target.shape[target.dim() - first.dim() + 2 :]
+    expected = (first.shape[0], *full)
+    shape = tuple(weight_map.shape)
+    has_channel = len(shape) == len(expected) + 1 and shape[1] == 1
+    if (not has_channel and shape != expected) or (has_channel and (shape[0], *shape[2:]) != expected):
+        raise ValueError(
+            f"{name}: got shape {shape}, expected {expected}, one weight a pixel of the target; weights of classes are "
+            "ce_weight= and weight="
+        )
+    if weight_map.device != first.device:
+        raise ValueError(f"{name}: got device {weight_map.device}, expected {first.device} as the logits have")
+    return weight_map.squeeze(1) if has_channel else weight_map
+
+
+def check_ce_weight(ce_weight: Any, first: Tensor) -> Tensor | None:
+    """Return the class weights of cross-entropy, or raise naming what is wrong.
+
+    Args:
+        ce_weight: None or float [C].
+        first: one of the logits [B, C, *native], already checked.
+
+    Raises:
+        TypeError: not a float tensor.
+        ValueError: wrong shape or device, or a gradient is asked of it.
+    """
+    if ce_weight is None:
+        return None
+    if not isinstance(ce_weight, Tensor) or ce_weight.dtype not in FLOAT_DTYPES:
+        found = getattr(ce_weight, "dtype", type(ce_weight).__name__)
+        raise TypeError(f"ce_weight: got {found}, expected a float tensor")
+    if ce_weight.requires_grad:
+        raise ValueError("ce_weight: got a tensor that requires a gradient, of which there is none; detach it")
+    if tuple(ce_weight.shape) != (first.shape[1],):
+        raise ValueError(f"ce_weight: got shape {tuple(ce_weight.shape)}, expected [{first.shape[1]}], one a class")
+    if ce_weight.device != first.device:
+        raise ValueError(f"ce_weight: got device {ce_weight.device}, expected {first.device} as the logits have")
+    return ce_weight
 
 
 def check_parameters(

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import extension, labels
+from . import extension
 from .plan import MixPlan
+from .target import Target, for_kernels
 
 
 def why_not(device: torch.device) -> str | None:
@@ -19,22 +20,20 @@ def why_not(device: torch.device) -> str | None:
 
 
 def forward(
-    logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
+    logits: Sequence[Tensor], target: Target, parameters: Sequence[Tensor | None], plan: MixPlan
 ) -> tuple[Tensor, Tensor]:
     """Forward pass with the signature all backends share; see `lomix_fast.backends`."""
-    if target.dtype not in labels.KERNEL_DTYPES:
-        target, _ = labels.class_index(target, logits[0].shape[1])
+    target = for_kernels(target, logits[0].shape[1])
     return extension.call_forward(torch.ops.lomix_fast_cpp, logits, target, parameters, plan)
 
 
 def backward(
     grad_stats: Tensor,
     logits: Sequence[Tensor],
-    target: Tensor,
+    target: Target,
     parameters: Sequence[Tensor | None],
     plan: MixPlan,
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Backward pass with the signature all backends share."""
-    if target.dtype not in labels.KERNEL_DTYPES:
-        target = target.to(torch.int64)
+    target = for_kernels(target, logits[0].shape[1])
     return extension.call_backward(torch.ops.lomix_fast_cpp, grad_stats, logits, target, parameters, plan)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _build_info, extension, labels
+from . import _build_info, extension
+from .labels import poison
 from .plan import MixPlan
+from .target import Target, check_values, for_kernels, invalid_samples, sums_of_kernel
 
 # Systems on a chip: machine code for other GPUs of the same major version does not run there, nor theirs elsewhere.
 _TEGRA = {(7, 2), (8, 7), (10, 1), (11, 0)}
@@ -64,30 +67,43 @@ def _runs(architecture: str, capability: tuple[int, int]) -> bool:
 
 
 def forward(
-    logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
+    logits: Sequence[Tensor], target: Target, parameters: Sequence[Tensor | None], plan: MixPlan
 ) -> tuple[Tensor, Tensor]:
     """Forward pass with the signature all backends share; see `lomix_fast.backends`."""
-    if labels.may_look(target.device):
-        labels.class_index(target, logits[0].shape[1])  # raises for labels that are no class
-    target = _readable(target, logits[0].shape[1])
-    return extension.call_forward(torch.ops.lomix_fast_cpp, logits, target, parameters, plan)
+    check_values(target, logits[0].shape[1])
+    return run_forward(torch.ops.lomix_fast_cpp, logits, target, parameters, plan)
 
 
 def backward(
     grad_stats: Tensor,
     logits: Sequence[Tensor],
-    target: Tensor,
+    target: Target,
     parameters: Sequence[Tensor | None],
     plan: MixPlan,
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Backward pass with the signature all backends share."""
-    target = _readable(target, logits[0].shape[1])
-    return extension.call_backward(torch.ops.lomix_fast_cpp, grad_stats, logits, target, parameters, plan)
+    return run_backward(torch.ops.lomix_fast_cpp, grad_stats, logits, target, parameters, plan)
 
 
-def _readable(target: Tensor, num_classes: int) -> Tensor:
-    """Labels in a type the kernels read; those that are no class stay so, and make the statistics NaN there."""
-    if target.dtype in labels.KERNEL_DTYPES:
-        return target
-    index, invalid = labels.class_index(target, num_classes)
-    return index if invalid is None else index.masked_fill(invalid, -1)
+def run_forward(
+    ops: Any, logits: Sequence[Tensor], target: Target, parameters: Sequence[Tensor | None], plan: MixPlan
+) -> tuple[Tensor, Tensor]:
+    """The forward pass by the ops of a namespace. The kernels count labels; the sums of other targets are made here."""
+    num_classes = logits[0].shape[1]
+    stats, counts = extension.call_forward(ops, logits, for_kernels(target, num_classes), parameters, plan)
+    return sums_of_kernel(target, stats, counts, plan.squared)
+
+
+def run_backward(
+    ops: Any,
+    grad_stats: Tensor,
+    logits: Sequence[Tensor],
+    target: Target,
+    parameters: Sequence[Tensor | None],
+    plan: MixPlan,
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The backward pass by the ops of a namespace."""
+    num_classes = logits[0].shape[1]
+    if target.dense:
+        grad_stats = poison(grad_stats, invalid_samples(target))
+    return extension.call_backward(ops, grad_stats, logits, for_kernels(target, num_classes), parameters, plan)

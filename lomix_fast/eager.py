@@ -7,13 +7,15 @@ The gradients are the closed forms of DESIGN.md rather than autograd's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .labels import class_index, poison
-from .plan import MapSpec, MixPlan
-from .reference import compute_dtype, count_labels, stats_of_map, upsample
+from .labels import poison
+from .plan import MUL_BOUND, MapSpec, MixPlan
+from .reference import bounded, compute_dtype, stats_of_map, upsample
+from .target import Pixels, Target, ce_factors, read_target, target_stats
 
 _ADJOINT = {
     1: torch.ops.aten.upsample_linear1d_backward,
@@ -23,51 +25,72 @@ _ADJOINT = {
 
 
 def forward(
-    logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
+    logits: Sequence[Tensor], target: Target, parameters: Sequence[Tensor | None], plan: MixPlan
 ) -> tuple[Tensor, Tensor]:
     """Forward pass with the signature all backends share; see `lomix_fast.backends`."""
-    scales, index, invalid, values = _prepare(logits, target, parameters, plan)
+    problem = _prepare(logits, target, parameters, plan)
+    scales, pixels, dtype = problem.scales, problem.pixels, problem.scales[0].dtype
     batch, num_classes, _ = scales[0].shape
     stats = scales[0].new_empty(batch, plan.num_maps, 1 + 2 * num_classes)
     for m, spec in enumerate(plan.maps):
-        stats[:, m] = stats_of_map(_mix(spec, scales, values), index, plan.squared)
-    return poison(stats, invalid), count_labels(index, num_classes, scales[0].dtype)
+        stats[:, m] = stats_of_map(_mix(spec, problem), pixels, problem.factors, plan)
+    counts = target_stats(pixels, target.ce_weight, num_classes, dtype, plan.squared)
+    return poison(stats, pixels.invalid), counts
 
 
 def backward(
     grad_stats: Tensor,
     logits: Sequence[Tensor],
-    target: Tensor,
+    target: Target,
     parameters: Sequence[Tensor | None],
     plan: MixPlan,
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Backward pass with the signature all backends share."""
-    scales, index, invalid, values = _prepare(logits, target, parameters, plan)
-    grad_stats = poison(grad_stats.to(scales[0].dtype), invalid)
+    problem = _prepare(logits, target, parameters, plan)
+    scales = problem.scales
+    grad_stats = poison(grad_stats.to(scales[0].dtype), problem.pixels.invalid)
     grad_scales = [torch.zeros_like(p) if i in plan.used_scales else p for i, p in enumerate(scales)]
-    grad_values = [None if p is None else torch.zeros_like(p) for p in values]
+    grad_values = [None if p is None else torch.zeros_like(p) for p in problem.values]
     for m, spec in enumerate(plan.maps):
-        grad_map = _grad_of_map(_mix(spec, scales, values), index, grad_stats[:, m], plan.squared)
-        _unmix(spec, grad_map, scales, values, grad_scales, grad_values)
+        grad_map = _grad_of_map(_mix(spec, problem), problem, grad_stats[:, m])
+        _unmix(spec, grad_map, problem, grad_scales, grad_values)
     grads = [
-        _adjoint(g, z, target.shape[1:]) if i in plan.used_scales else torch.zeros_like(z)
+        _adjoint(g, z, target.full) if i in plan.used_scales else torch.zeros_like(z)
         for i, (g, z) in enumerate(zip(grad_scales, logits, strict=True))
     ]
     return grads, grad_values
 
 
-def _prepare(
-    logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
-) -> tuple[list[Tensor], Tensor, Tensor | None, list[Tensor | None]]:
-    """Scales as [B, C, N], labels as [B, N], parameters in the compute dtype. Unused scales take no memory."""
-    dtype = compute_dtype(logits[0].dtype)
-    index, invalid = class_index(target, logits[0].shape[1])
-    nothing = torch.zeros((), dtype=dtype, device=target.device).expand(*logits[0].shape[:2], target.shape[1:].numel())
+@dataclass(frozen=True)
+class _Problem:
+    """One call with its pixels in one axis: scales [B, C, N], pixels [B, N], W, b, u, v in the compute dtype."""
+
+    plan: MixPlan
+    scales: list[Tensor]
+    pixels: Pixels
+    factors: tuple[Tensor, Tensor]
+    values: list[Tensor | None]
+
+
+def _prepare(logits: Sequence[Tensor], target: Target, parameters: Sequence[Tensor | None], plan: MixPlan) -> _Problem:
+    dtype, num_classes = compute_dtype(logits[0].dtype), logits[0].shape[1]
+    pixels = read_target(target, num_classes, dtype)
+    flat = Pixels(
+        None if pixels.index is None else pixels.index.flatten(1),
+        None if pixels.dense is None else pixels.dense.flatten(2),
+        None if pixels.dice_weight is None else pixels.dice_weight.flatten(1),
+        None if pixels.ce_weight is None else pixels.ce_weight.flatten(1),
+        pixels.invalid,
+    )
+    # Scales that no map reads take no memory.
+    nothing = torch.zeros((), dtype=dtype, device=logits[0].device)
+    nothing = nothing.expand(*logits[0].shape[:2], target.full.numel())
     scales = [
-        upsample(z.to(dtype), target.shape[1:]).flatten(2) if i in plan.used_scales else nothing
+        upsample(z.to(dtype), target.full).flatten(2) if i in plan.used_scales else nothing
         for i, z in enumerate(logits)
     ]
-    return scales, index.flatten(1), invalid, [None if p is None else p.to(dtype) for p in parameters]
+    values = [None if p is None else p.to(dtype) for p in parameters]
+    return _Problem(plan, scales, flat, ce_factors(target, num_classes, dtype), values)
 
 
 def _attention(spec: MapSpec, scales: Sequence[Tensor], values: Sequence[Tensor | None]) -> Tensor:
@@ -81,16 +104,26 @@ def _attention(spec: MapSpec, scales: Sequence[Tensor], values: Sequence[Tensor 
     return torch.stack(scores).softmax(0)
 
 
-def _mix(spec: MapSpec, scales: Sequence[Tensor], values: Sequence[Tensor | None]) -> Tensor:
+def _mix(spec: MapSpec, problem: _Problem) -> Tensor:
     """One map [B, C, N] from the scales [B, C, N]."""
+    scales, values = problem.scales, problem.values
     first, *others = spec.members
     if spec.operator == "orig":
         return scales[first]
-    if spec.operator in ("add", "mul"):
+    if spec.operator == "mul":
+        factors = [bounded(scales[i]) if problem.plan.bounded else scales[i] for i in spec.members]
+        combined = factors[0].clone()
+        for factor in factors[1:]:
+            combined.mul_(factor)
+        return combined
+    if spec.operator in ("add", "avg", "sub", "max"):
         combined = scales[first].clone()
         for i in others:
-            combined = combined.add_(scales[i]) if spec.operator == "add" else combined.mul_(scales[i])
-        return combined
+            if spec.operator == "max":
+                torch.maximum(combined, scales[i], out=combined)
+            else:
+                combined.sub_(scales[i]) if spec.operator == "sub" else combined.add_(scales[i])
+        return combined.div_(len(spec.members)) if spec.operator == "avg" else combined
     combined = torch.zeros_like(scales[first])
     if spec.operator == "cat":
         weight, bias = values[0], values[1]
@@ -104,36 +137,55 @@ def _mix(spec: MapSpec, scales: Sequence[Tensor], values: Sequence[Tensor | None
     return combined
 
 
-def _grad_of_map(logits: Tensor, index: Tensor, grad: Tensor, squared: bool) -> Tensor:
+def _grad_of_map(logits: Tensor, problem: _Problem, grad: Tensor) -> Tensor:
     """dLoss/dmap [B, C, N] from dLoss/dstats [B, 1 + 2C] of that map; `logits` is the map itself."""
-    num_classes = logits.shape[1]
-    g_ce, g_i, g_q = grad.split([1, num_classes, num_classes], dim=1)  # [B, 1], [B, C], [B, C]
-    s = logits.softmax(1)
-    label = index.unsqueeze(1)  # [B, 1, N]
-    t = 2 * g_q.unsqueeze(2) * s if squared else g_q.unsqueeze(2).expand_as(s).clone()
-    t.scatter_add_(1, label, g_i.gather(1, index).unsqueeze(1))
-    out = s * (t - (s * t).sum(1, keepdim=True) + g_ce.unsqueeze(2))
-    return out.scatter_add_(1, label, -g_ce.unsqueeze(2).expand(-1, -1, index.shape[1]))
+    num_classes, plan, pixels = logits.shape[1], problem.plan, problem.pixels
+    g_ce, g_i, g_q = (g.unsqueeze(2) for g in grad.split([1, num_classes, num_classes], dim=1))  # [B, 1 or C, 1]
+    a, b = (f.view(1, -1, 1) for f in problem.factors)
+    y = pixels.one_hot(num_classes)  # [B, C, N]
+    s = logits.sigmoid() if plan.sigmoid else logits.softmax(1)
+    pull = g_i * y + (2 * g_q * s if plan.squared else g_q)
+    share = a * y + b
+    if plan.sigmoid:
+        dice = s * (1 - s) * pull
+        ce = (share + 1 - y.to(s.dtype)) * s - share
+    else:
+        dice = s * (pull - (s * pull).sum(1, keepdim=True))
+        ce = share.sum(1, keepdim=True) * s - share
+    ce = ce * g_ce if pixels.ce_weight is None else ce * (g_ce * pixels.ce_weight.unsqueeze(1))
+    return ce + (dice if pixels.dice_weight is None else dice * pixels.dice_weight.unsqueeze(1))
 
 
 def _unmix(
     spec: MapSpec,
     grad: Tensor,
-    scales: Sequence[Tensor],
-    values: Sequence[Tensor | None],
+    problem: _Problem,
     grad_scales: Sequence[Tensor],
     grad_values: Sequence[Tensor | None],
 ) -> None:
     """Add the gradients of one map [B, C, N] to those of its members and parameters."""
-    if spec.operator in ("orig", "add"):
+    scales, values = problem.scales, problem.values
+    if spec.operator in ("orig", "add", "sub", "avg"):
+        share = 1 / len(spec.members) if spec.operator == "avg" else 1.0
+        for j, i in enumerate(spec.members):
+            grad_scales[i].add_(grad, alpha=-1.0 if spec.operator == "sub" and j > 0 else share)
+    elif spec.operator == "max":
+        left = grad.clone()  # what no member has taken yet: the first that is the largest takes it
+        top = _mix(spec, problem)
         for i in spec.members:
-            grad_scales[i].add_(grad)
+            is_top = (scales[i] == top) | scales[i].isnan()
+            grad_scales[i].add_(left * is_top)
+            left.masked_fill_(is_top, 0)
     elif spec.operator == "mul":
-        for i in spec.members:
+        is_bounded = problem.plan.bounded
+        factors = [bounded(scales[i]) if is_bounded else scales[i] for i in spec.members]
+        for j, i in enumerate(spec.members):
             partial = grad.clone()
-            for j in spec.members:
-                if j != i:
-                    partial.mul_(scales[j])
+            for k, factor in enumerate(factors):
+                if k != j:
+                    partial.mul_(factor)
+            if is_bounded:
+                partial.mul_(torch.hypot(torch.ones_like(partial), scales[i] / MUL_BOUND).pow_(-3))
             grad_scales[i].add_(partial)
     elif spec.operator == "cat":
         weight, grad_weight, grad_bias = values[0], grad_values[0], grad_values[1]

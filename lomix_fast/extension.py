@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import _build_info
 from .plan import MixPlan
+from .target import Target
 
 
 @lru_cache(maxsize=1)
@@ -43,21 +44,39 @@ def cuda_architectures() -> tuple[str, ...]:
 
 
 def call_forward(
-    ops: Any, logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
+    ops: Any, logits: Sequence[Tensor], target: Target, parameters: Sequence[Tensor | None], plan: MixPlan
 ) -> tuple[Tensor, Tensor]:
-    """Call the forward op of a namespace with what backends are given; labels in one of `labels.KERNEL_DTYPES`."""
-    return ops.map_stats_forward(list(logits), target, *parameters, list(plan.encoded), plan.squared)
+    """Call the forward op of a namespace with what backends are given; the target as `for_kernels` makes it."""
+    return ops.map_stats_forward(list(logits), *_arguments(target, parameters, plan))
 
 
 def call_backward(
     ops: Any,
     grad_stats: Tensor,
     logits: Sequence[Tensor],
-    target: Tensor,
+    target: Target,
     parameters: Sequence[Tensor | None],
     plan: MixPlan,
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Call the backward op likewise; its one list comes back as the two that backends return."""
-    gradients = ops.map_stats_backward(grad_stats, list(logits), target, *parameters, list(plan.encoded), plan.squared)
+    gradients = ops.map_stats_backward(grad_stats, list(logits), *_arguments(target, parameters, plan))
     scales = len(logits)
     return gradients[:scales], [None if p is None else g for p, g in zip(parameters, gradients[scales:], strict=True)]
+
+
+def _arguments(target: Target, parameters: Sequence[Tensor | None], plan: MixPlan) -> tuple[Any, ...]:
+    """Everything after the logits, in the order of the ops (csrc/inputs.h)."""
+    rule = target.rule
+    return (
+        target.labels,
+        target.weight_map,
+        target.ce_weight,
+        *parameters,
+        list(plan.encoded),
+        plan.squared,
+        plan.bounded,
+        plan.sigmoid,
+        rule.weighted_ce,
+        rule.ignore_index,
+        rule.label_smoothing,
+    )

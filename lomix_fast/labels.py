@@ -11,6 +11,10 @@ from torch import Tensor
 KERNEL_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
+# How far a float share of a class may lie outside 0 to 1; csrc/cpu/check_values.cpp has the same.
+SHARE_SLACK = 1e-3
+
+
 def class_index(target: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None]:
     """Turn labels of any integer, bool or whole-number float type into int64 class numbers.
 
@@ -35,6 +39,56 @@ def class_index(target: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None
             raise ValueError(_complaint(target, invalid, num_classes))
         return index, None
     return index.masked_fill(invalid, 0), invalid
+
+
+def invalid_shares(values: Tensor, original: Tensor, exclusive: bool) -> Tensor | None:
+    """Look for values of a dense target [B, C, *full] that are not from 0 to 1, class by class to save memory.
+
+    Floats may miss the range by `SHARE_SLACK`: masks that were resized or blurred do, by rounding.
+
+    Args:
+        values: the target, 0 where it is ignored.
+        original: the target as it was given, for the message.
+        exclusive: whether one class excludes another, so that marks (bool, integers) must name exactly one.
+
+    Returns:
+        None on CPU, where they raise; elsewhere a bool tensor [B, 1 or 2]: true for samples with such a value.
+
+    Raises:
+        ValueError: a value below 0, above 1, or NaN; marks of no class or of several where they exclude each other.
+    """
+    are_marks = not values.is_floating_point()
+    slack = 0 if are_marks else SHARE_SLACK
+    found = []
+    if values.dtype != torch.bool:
+        each = [_outside(one, slack).flatten(1).any(1) for one in values.unbind(1)]  # C of [B]
+        found.append(torch.stack(each).any(0))
+    if are_marks and exclusive and values.shape[1] > 1:
+        found.append((values.sum(1, dtype=torch.int32) != 1).flatten(1).any(1))
+    if not found:
+        return None
+    invalid = torch.stack(found, 1)  # [B, 1 or 2]
+    if not may_look(values.device):
+        return invalid
+    if not invalid.any():
+        return None
+    if values.dtype != torch.bool and found[0].any():
+        where = tuple(_outside(values, slack).nonzero()[0].tolist())
+        raise ValueError(
+            f"target: got the value {original[where].item():.9g} at index {where}, expected shares of each class from "
+            "0 to 1; masks of 0 and 255 must be divided or thresholded first, and pixels without a label left out with "
+            "ignore_index= or mask="
+        )
+    marks = values.sum(1, dtype=torch.int32)
+    place = tuple((marks != 1).nonzero()[0].tolist())
+    raise ValueError(
+        f"target: got marks of {int(marks[place])} classes at pixel {place}, expected exactly one under softmax; for "
+        "regions that overlap pass sigmoid=True, and leave pixels without a class out with mask="
+    )
+
+
+def _outside(values: Tensor, slack: float) -> Tensor:
+    return ~((values >= -slack) & (values <= 1 + slack))  # true for NaN
 
 
 def may_look(device: torch.device) -> bool:

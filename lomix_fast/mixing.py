@@ -20,13 +20,14 @@ def awf_rows(plan: MixPlan, sharing: str) -> tuple[int, list[int]]:
 
     Returns:
         Number of rows, and for each of the K pairs the row it uses. Rows of "size" are ordered by subset size, then
-        position: L(L+1)/2 - 1 of them.
+        position: L(L+1)/2 - 1 of them where all subsets are mixed.
     """
     if sharing == "subset":
         return plan.num_pairs, list(range(plan.num_pairs))
     if sharing == "scale":
         return plan.num_scales, [member for _, member in plan.pairs]
-    first_row = {size: size * (size - 1) // 2 - 1 for size in range(2, plan.num_scales + 1)}
+    sizes = sorted({len(subset) for subset in plan.subsets})
+    first_row = {size: sum(smaller for smaller in sizes if smaller < size) for size in sizes}
     rows = [first_row[len(subset)] + position for subset in plan.subsets for position in range(len(subset))]
     return max(rows, default=-1) + 1, rows
 

@@ -10,45 +10,62 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .backends import BACKENDS, choose
-from .checks import check_logits, check_parameters, check_target
+from .checks import (
+    check_ce_weight,
+    check_logits,
+    check_parameters,
+    check_rule,
+    check_target,
+    check_weight_map,
+    fitting_rule,
+)
 from .plan import MixPlan
 from .reference import compute_dtype
+from .target import Target, TargetRule
 
 _INPUTS = (
-    "Tensor[] logits, Tensor target, Tensor? cat_weight, Tensor? cat_bias, Tensor? awf_weight, Tensor? awf_bias, "
-    "str plan, str impl"
+    "Tensor[] logits, Tensor target, Tensor? weight_map, Tensor? ce_weight, Tensor? cat_weight, Tensor? cat_bias, "
+    "Tensor? awf_weight, Tensor? awf_bias, str plan, str rule, str impl"
 )
 
 
 def _forward(
     logits: list[Tensor],
     target: Tensor,
+    weight_map: Tensor | None,
+    ce_weight: Tensor | None,
     cat_weight: Tensor | None,
     cat_bias: Tensor | None,
     awf_weight: Tensor | None,
     awf_bias: Tensor | None,
     plan: str,
+    rule: str,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     parameters = (cat_weight, cat_bias, awf_weight, awf_bias)
+    whole = _target(logits, target, weight_map, ce_weight, plan, rule)
     with torch.autocast(target.device.type, enabled=False):  # inside a region of AMP, sums must stay float32
-        return BACKENDS[impl].forward(logits, target, parameters, MixPlan.from_key(plan))
+        return BACKENDS[impl].forward(logits, whole, parameters, MixPlan.from_key(plan))
 
 
 def _backward(
     grad_stats: Tensor,
     logits: list[Tensor],
     target: Tensor,
+    weight_map: Tensor | None,
+    ce_weight: Tensor | None,
     cat_weight: Tensor | None,
     cat_bias: Tensor | None,
     awf_weight: Tensor | None,
     awf_bias: Tensor | None,
     plan: str,
+    rule: str,
     impl: str,
 ) -> list[Tensor]:
     parameters = (cat_weight, cat_bias, awf_weight, awf_bias)
+    whole = _target(logits, target, weight_map, ce_weight, plan, rule)
     with torch.autocast(target.device.type, enabled=False):
-        grads, parameter_grads = BACKENDS[impl].backward(grad_stats, logits, target, parameters, MixPlan.from_key(plan))
+        grads, parameter_grads = BACKENDS[impl].backward(grad_stats, logits, whole, parameters, MixPlan.from_key(plan))
     outputs = [_as_laid_out(g, z) for g, z in zip(grads, logits, strict=True)]
     for gradient, parameter in zip(parameter_grads, parameters, strict=True):
         if parameter is None:
@@ -57,6 +74,13 @@ def _backward(
             assert gradient is not None
             outputs.append(_as_laid_out(gradient, parameter))
     return outputs
+
+
+def _target(
+    logits: list[Tensor], labels: Tensor, weight_map: Tensor | None, ce_weight: Tensor | None, plan: str, rule: str
+) -> Target:
+    dense, exclusive = labels.dim() == logits[0].dim(), not MixPlan.from_key(plan).sigmoid
+    return Target(labels, dense, weight_map, ce_weight, TargetRule.from_key(rule), exclusive)
 
 
 def _as_laid_out(gradient: Tensor, like: Tensor) -> Tensor:
@@ -69,11 +93,14 @@ def _as_laid_out(gradient: Tensor, like: Tensor) -> Tensor:
 def _fake_forward(
     logits: list[Tensor],
     target: Tensor,
+    weight_map: Tensor | None,
+    ce_weight: Tensor | None,
     cat_weight: Tensor | None,
     cat_bias: Tensor | None,
     awf_weight: Tensor | None,
     awf_bias: Tensor | None,
     plan: str,
+    rule: str,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     batch, classes = logits[0].shape[:2]
@@ -86,11 +113,14 @@ def _fake_backward(
     grad_stats: Tensor,
     logits: list[Tensor],
     target: Tensor,
+    weight_map: Tensor | None,
+    ce_weight: Tensor | None,
     cat_weight: Tensor | None,
     cat_bias: Tensor | None,
     awf_weight: Tensor | None,
     awf_bias: Tensor | None,
     plan: str,
+    rule: str,
     impl: str,
 ) -> list[Tensor]:
     parameters = (cat_weight, cat_bias, awf_weight, awf_bias)
@@ -111,23 +141,28 @@ _forward_op.register_fake(_fake_forward)
 _backward_op.register_fake(_fake_backward)
 
 
+# Tensors before the logits: the target, its two weights, W, b, u, v.
+_LEADING = 7
+
+
 class MapStatsFunction(torch.autograd.Function):
     """The one gradient path: ops forward and backward, the inputs saved and nothing else.
 
-    `MapStatsFunction.apply(plan, impl, target, W, b, u, v, *logits)` returns (stats, target_stats) as `map_stats`
-    does, without any check of its arguments. Differentiable once; a second derivative raises RuntimeError.
+    `MapStatsFunction.apply(plan, rule, impl, target, weight_map, ce_weight, W, b, u, v, *logits)` returns (stats,
+    target_stats) as `map_stats` does, without any check of its arguments; `rule` is the key of a TargetRule.
+    Differentiable once; a second derivative raises RuntimeError.
     """
 
     # The tensors come as one starred argument: with each named, dynamo (torch 2.13) mistakes the plan for ctx in
     # graphs without gradient when the number of arguments equals that of the parameters, as it does at L = 2.
     @staticmethod
-    def forward(ctx: Any, plan: MixPlan, impl: str, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Statistics of all maps from (target, W, b, u, v, *logits); see `map_stats` for shapes."""
+    def forward(ctx: Any, plan: MixPlan, rule: str, impl: str, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Statistics of all maps from (target, weight_map, ce_weight, W, b, u, v, *logits); shapes as `map_stats`."""
         ctx.save_for_backward(*tensors)
-        ctx.plan, ctx.impl = plan, impl
-        target, *parameters = tensors[:5]
+        ctx.plan, ctx.rule, ctx.impl = plan, rule, impl
+        target, *others = tensors[:_LEADING]
         stats, target_stats = torch.ops.lomix_fast.map_stats_forward(
-            list(tensors[5:]), target, *parameters, plan.key, impl
+            list(tensors[_LEADING:]), target, *others, plan.key, rule, impl
         )
         ctx.mark_non_differentiable(target_stats)
         return stats, target_stats
@@ -136,14 +171,15 @@ class MapStatsFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_stats: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of W, b, u, v and the logits from dLoss/dstats [B, M, 1 + 2C]."""
-        target, *parameters = ctx.saved_tensors[:5]
-        logits = list(ctx.saved_tensors[5:])
+        target, *others = ctx.saved_tensors[:_LEADING]
+        logits = list(ctx.saved_tensors[_LEADING:])
         gradients = torch.ops.lomix_fast.map_stats_backward(
-            grad_stats, logits, target, *parameters, ctx.plan.key, ctx.impl
+            grad_stats, logits, target, *others, ctx.plan.key, ctx.rule, ctx.impl
         )
         scales = [gradients[i] if i in ctx.plan.used_scales else None for i in range(len(logits))]
+        parameters = others[-4:]
         needed = [None if p is None else g for p, g in zip(parameters, gradients[len(logits) :], strict=True)]
-        return None, None, None, *needed, *scales
+        return None, None, None, None, None, None, *needed, *scales
 
 
 def map_stats(
@@ -151,6 +187,11 @@ def map_stats(
     target: Tensor,
     plan: MixPlan,
     *,
+    weight_map: Tensor | None = None,
+    ce_weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    weighted_ce: bool = True,
     cat_weight: Tensor | None = None,
     cat_bias: Tensor | None = None,
     awf_weight: Tensor | None = None,
@@ -160,14 +201,23 @@ def map_stats(
     """Sufficient statistics of every supervised map, differentiable in logits and parameters.
 
     The logits are interpolated to the size of the target (linear in every axis, align_corners=False), mixed as the plan
-    says, passed through softmax over the classes and summed over the pixels of each sample. Compiled backends do
-    all of that, and its gradient, without storing any map.
+    says, passed through softmax over the classes (or the sigmoid of each) and summed over the pixels of each sample.
+    Compiled backends do all of that, and its gradient, without storing any map.
 
     Args:
         logits: L tensors [B, C, *native_l], COARSEST first; float16, bfloat16, float32 or float64, 1 to 3 spatial axes,
             any strides; never written to.
-        target: labels [B, *full] or [B, 1, *full] in [0, C): any integer dtype, bool, or whole-number floats.
+        target: labels [B, *full] or [B, 1, *full] in [0, C): any integer dtype, bool, or whole-number floats. Or one
+            value from 0 to 1 a class, [B, C, *full], of any such dtype: regions of a plan with `sigmoid` (which for
+            C = 1 may also come as [B, *full]), soft or one-hot labels of one without.
         plan: `MixPlan.create(L, ...)`.
+        weight_map: weight of each pixel, [B, *full] or [B, 1, *full], float or bool (a mask), at least 0; not
+            differentiated.
+        ce_weight: weight of each class in cross-entropy, float [C], at least 0; under sigmoid that of its positives
+            (`pos_weight` of torch.nn.BCEWithLogitsLoss).
+        ignore_index: pixels with this label have weight 0 in all sums, and it may lie outside [0, C).
+        label_smoothing: 0 to 1, of cross-entropy alone, as torch.nn.CrossEntropyLoss has it; not under sigmoid.
+        weighted_ce: whether weight_map weighs cross-entropy as well as Dice.
         cat_weight: W [K, C, C] (pair, out class, in class), given exactly when the plan has "cat".
         cat_bias: b [S, C], likewise.
         awf_weight: u [K, C], given exactly when the plan has "awf".
@@ -175,17 +225,21 @@ def map_stats(
         impl: "auto", or a name from `available_backends`; a named backend that cannot run raises.
 
     Returns:
-        stats [B, M, 1 + 2C]: sum over pixels of -log s_y; I_c = sum of s_c where y == c; Q_c = sum of s_c^2 (or of s_c
-        when `plan.squared` is false). target_stats [B, 1 + C], not differentiable: number of pixels, and of pixels of
-        each class. Both float32, or float64 for float64 logits. Second derivatives raise.
+        stats [B, M, 1 + 2C], with w the weight of a pixel and y_c its target: the sum of w times cross-entropy (under
+        sigmoid binary cross-entropy, summed over classes); I_c = sum of w s_c y_c; Q_c = sum of w s_c^2 (or of w s_c
+        when `plan.squared` is false). target_stats [B, 1 + C], not differentiable: what the cross-entropy of the
+        sample is to be divided by (the sum of weights; of w ce_weight[y] for class numbers under softmax), and the
+        sum of w y_c^2 (or of w y_c) of each class. Both float32, or float64 for float64 logits. Second derivatives
+        raise.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, named in the message; nothing has run by then. A label
-            outside [0, C) raises ValueError on CPU and makes the statistics NaN on other devices, where raising would
-            need a sync (LOMIX_FAST_DEBUG=1 raises there too).
+            outside [0, C), or a value outside 0 to 1, raises ValueError on CPU and makes the statistics NaN on other
+            devices, where raising would need a sync (LOMIX_FAST_DEBUG=1 raises there too).
         RuntimeError: the named backend cannot run on this device.
 
-    Source: SPEC of LoMix (Rahman and Marculescu, NeurIPS 2025), with the sums of its CE and Dice as output.
+    Source: SPEC of LoMix (Rahman and Marculescu, NeurIPS 2025), with the sums of its CE and Dice as output; weights
+    and smoothing follow torch.nn.CrossEntropyLoss.
     """
     if not isinstance(plan, MixPlan):
         raise TypeError(
@@ -194,8 +248,12 @@ def map_stats(
     maps = check_logits(logits)
     if len(maps) != plan.num_scales:
         raise ValueError(f"logits: got {len(maps)} tensors, expected {plan.num_scales} as the plan has scales")
-    labels = check_target(target, maps[0])
+    rule = check_rule(ignore_index, label_smoothing, weighted_ce, plan.sigmoid)
+    labels = check_target(target, maps[0], plan.sigmoid, ignore_index)
+    rule = fitting_rule(rule, labels)
+    weights = check_weight_map(weight_map, labels, maps[0])
+    class_weights = check_ce_weight(ce_weight, maps[0])
     given = {"cat_weight": cat_weight, "cat_bias": cat_bias, "awf_weight": awf_weight, "awf_bias": awf_bias}
     parameters = check_parameters(given, plan, maps[0])
     backend = choose(impl, maps[0].device)
-    return MapStatsFunction.apply(plan, backend, labels, *parameters, *maps)
+    return MapStatsFunction.apply(plan, rule.key, backend, labels, weights, class_weights, *parameters, *maps)

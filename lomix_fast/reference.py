@@ -6,14 +6,16 @@ asks for, so it is slow and large on purpose; `lomix_fast.eager` and the compile
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .labels import class_index, poison
-from .plan import MixPlan
+from .labels import poison
+from .plan import MUL_BOUND, MixPlan
+from .target import Pixels, Target, ce_factors, read_target, target_stats
 
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -61,10 +63,17 @@ def mixed_maps(
         elif spec.operator == "add":
             yield torch.stack(members).sum(0)
         elif spec.operator == "mul":
-            product = members[0]
-            for member in members[1:]:
-                product = product * member
+            factors = [bounded(p) for p in members] if plan.bounded else members
+            product = factors[0]
+            for factor in factors[1:]:
+                product = product * factor
             yield product
+        elif spec.operator == "sub":
+            yield members[0] - torch.stack(members[1:]).sum(0)
+        elif spec.operator == "avg":
+            yield torch.stack(members).mean(0)
+        elif spec.operator == "max":
+            yield torch.stack(members).max(0).values  # the first of equals is the one that learns
         elif spec.operator == "cat":
             assert cat_weight is not None and cat_bias is not None
             projected = [torch.einsum("oc,bc...->bo...", cat_weight[k], p) for k, p in zip(pairs, members, strict=True)]
@@ -80,38 +89,57 @@ def mixed_maps(
             yield torch.stack([a.unsqueeze(1) * p for a, p in zip(attention, members, strict=True)]).sum(0)
 
 
-def stats_of_map(logits: Tensor, index: Tensor, squared: bool) -> Tensor:
+def bounded(logits: Tensor) -> Tensor:
+    """P / sqrt(1 + (P / MUL_BOUND)^2): the factor of a bounded product."""
+    return logits / torch.hypot(torch.ones_like(logits), logits / MUL_BOUND)
+
+
+def _weighted_sum(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Sum over the pixels: values [B, C, *full], weight [B, *full] or None -> [B, C]."""
+    return (values if weight is None else values * weight.unsqueeze(1)).flatten(2).sum(2)
+
+
+def stats_of_map(logits: Tensor, pixels: Pixels, factors: tuple[Tensor, Tensor], plan: MixPlan) -> Tensor:
     """Sums of one map over its pixels.
 
     Args:
         logits: one map [B, C, *full].
-        index: class numbers [B, *full], int64, all in [0, C).
-        squared: sum s^2 rather than s in the last group.
+        pixels: the target.
+        factors: (a [C], b [C]), see `ce_factors`.
+        plan: whether probabilities s are a softmax or sigmoids, and whether Dice squares them.
 
     Returns:
-        [B, 1 + 2C]: sum of -log s_y; I_c = sum of s_c where y == c; Q_c = sum of s_c^2 or s_c.
+        [B, 1 + 2C]: the sum of cross-entropy, I_c = sum of w s_c y_c, Q_c = sum of w s_c^2 or w s_c. With
+        t_c = a_c y_c + b_c a pixel's cross-entropy is the sum over classes of -t_c log s_c under softmax, and of
+        -t_c log s_c - (1 - y_c) log(1 - s_c) under sigmoid.
     """
-    log_s = F.log_softmax(logits, dim=1)  # [B, C, *full]
-    s = log_s.exp()
-    one_hot = F.one_hot(index, logits.shape[1]).movedim(-1, 1)  # [B, C, *full]
-    ce = -log_s.gather(1, index.unsqueeze(1)).flatten(1).sum(1, keepdim=True)  # [B, 1]
-    intersection = (s * one_hot).flatten(2).sum(2)  # [B, C]
-    denominator = (s * s if squared else s).flatten(2).sum(2)  # [B, C]
-    return torch.cat([ce, intersection, denominator], dim=1)
-
-
-def count_labels(index: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Pixels in all and per class: index [B, *full] in [0, C) -> [B, 1 + C]."""
-    flat = index.flatten(1)  # [B, N]
-    counts = torch.zeros(flat.shape[0], num_classes, dtype=torch.int64, device=flat.device)
-    counts.scatter_add_(1, flat, torch.ones_like(flat))
-    total = torch.full_like(counts[:, :1], flat.shape[1])
-    return torch.cat([total, counts], dim=1).to(dtype)
+    num_classes = logits.shape[1]
+    y = pixels.one_hot(num_classes).to(logits.dtype)  # [B, C, *full]
+    a, b = (f.view(-1, *[1] * (logits.dim() - 2)) for f in factors)  # [C, 1...]
+    weight = 1 if pixels.ce_weight is None else pixels.ce_weight.unsqueeze(1)
+    share = (a * y + b) * weight  # of each class in cross-entropy
+    if plan.sigmoid:
+        s = logits.sigmoid()
+        ce = ((1 - y) * weight + share) * F.softplus(logits) - share * logits
+    else:
+        log_s = F.log_softmax(logits, dim=1)
+        s = log_s.exp()
+        # A class without a share has no part in the loss, not even where its logit is minus infinity: 0 log 0 = 0. What
+        # is no number stays so.
+        ce = -share * log_s.masked_fill((share == 0) & (log_s == -math.inf), 0)
+    return torch.cat(
+        [
+            ce.flatten(1).sum(1, keepdim=True),  # [B, 1]
+            _weighted_sum(s * y, pixels.dice_weight),  # [B, C]
+            _weighted_sum(s * s if plan.squared else s, pixels.dice_weight),  # [B, C]
+        ],
+        dim=1,
+    )
 
 
 def map_stats_reference(
     logits: Sequence[Tensor],
-    target: Tensor,
+    target: Target,
     plan: MixPlan,
     cat_weight: Tensor | None = None,
     cat_bias: Tensor | None = None,
@@ -122,29 +150,29 @@ def map_stats_reference(
 
     Args:
         logits: L tensors [B, C, *native_l], coarsest first, float16, bfloat16, float32 or float64.
-        target: labels [B, *full], any integer type, bool, or whole-number floats.
+        target: labels and weights.
         plan: which maps.
         cat_weight, cat_bias, awf_weight, awf_bias: W [K, C, C], b [S, C], u [K, C], v [K], as the plan needs.
 
     Returns:
-        stats [B, M, 1 + 2C], differentiable; target_stats [B, 1 + C] (pixels in all, pixels of each class). Both in
-        float32, or float64 for float64 logits.
+        stats [B, M, 1 + 2C], differentiable; target_stats [B, 1 + C], see `target_stats`. Both in float32, or float64
+        for float64 logits.
 
     Raises:
-        ValueError: on CPU, a label outside [0, C) or not a whole number.
+        ValueError: on CPU, a label that is no class or not a whole number, or a dense value outside 0 to 1.
     """
     dtype = compute_dtype(logits[0].dtype)
-    full = target.shape[1:]
     num_classes = logits[0].shape[1]
-    index, invalid = class_index(target, num_classes)
-    scales = [upsample(z.to(dtype), full) for z in logits]
+    pixels, factors = read_target(target, num_classes, dtype), ce_factors(target, num_classes, dtype)
+    scales = [upsample(z.to(dtype), target.full) for z in logits]
     parameters = [None if p is None else p.to(dtype) for p in (cat_weight, cat_bias, awf_weight, awf_bias)]
-    table = [stats_of_map(m, index, plan.squared) for m in mixed_maps(scales, plan, *parameters)]
-    return poison(torch.stack(table, dim=1), invalid), count_labels(index, num_classes, dtype)
+    table = [stats_of_map(m, pixels, factors, plan) for m in mixed_maps(scales, plan, *parameters)]
+    counts = target_stats(pixels, target.ce_weight, num_classes, dtype, plan.squared)
+    return poison(torch.stack(table, dim=1), pixels.invalid), counts
 
 
 def forward(
-    logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
+    logits: Sequence[Tensor], target: Target, parameters: Sequence[Tensor | None], plan: MixPlan
 ) -> tuple[Tensor, Tensor]:
     """Forward pass with the signature all backends share; see `lomix_fast.backends`."""
     return map_stats_reference(logits, target, plan, *parameters)
@@ -153,7 +181,7 @@ def forward(
 def backward(
     grad_stats: Tensor,
     logits: Sequence[Tensor],
-    target: Tensor,
+    target: Target,
     parameters: Sequence[Tensor | None],
     plan: MixPlan,
 ) -> tuple[list[Tensor], list[Tensor | None]]:

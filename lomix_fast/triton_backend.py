@@ -14,8 +14,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import labels
+from .labels import poison
 from .plan import MixPlan
+from .target import Target, check_values, invalid_samples, sums_of_kernel
 
 OLDEST = (3, 5)  # the first whose loops can be told to keep invariants out of registers
 
@@ -65,24 +66,27 @@ def why_not(device: torch.device) -> str | None:
 
 
 def forward(
-    logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
+    logits: Sequence[Tensor], target: Target, parameters: Sequence[Tensor | None], plan: MixPlan
 ) -> tuple[Tensor, Tensor]:
     """Forward pass with the signature all backends share; see `lomix_fast.backends`."""
     from .kernels import launch
 
-    if labels.may_look(target.device):
-        labels.class_index(target, logits[0].shape[1])  # raises for labels that are no class
-    return launch.forward(logits, target, parameters, plan.encoded, plan.squared)
+    num_classes = logits[0].shape[1]
+    check_values(target, num_classes)
+    stats, counts = launch.forward(logits, target, parameters, plan)
+    return sums_of_kernel(target, stats, counts, plan.squared)
 
 
 def backward(
     grad_stats: Tensor,
     logits: Sequence[Tensor],
-    target: Tensor,
+    target: Target,
     parameters: Sequence[Tensor | None],
     plan: MixPlan,
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Backward pass with the signature all backends share."""
     from .kernels import launch
 
-    return launch.backward(grad_stats, logits, target, parameters, plan.encoded, plan.squared)
+    if target.dense:
+        grad_stats = poison(grad_stats, invalid_samples(target))
+    return launch.backward(grad_stats, logits, target, parameters, plan)

@@ -38,12 +38,16 @@ def said(call: Callable[[], object], kind: type[Exception]) -> str:
     raise AssertionError(f"nothing was raised, expected {kind.__name__}")
 
 
+def arguments(logits: list[torch.Tensor], target: torch.Tensor) -> tuple[object, ...]:
+    """What the compiled ops take, past all checks: no weights and no parameters, the maps, and rules that are off."""
+    rules = (PLAN.squared, False, False, True, None, 0.0)
+    return (logits, target, *(None,) * 6, list(PLAN.encoded), *rules)
+
+
 def raw(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward pass by the compiled op, past all checks."""
+    """Forward pass by the compiled op."""
     *logits, target = tensors
-    return torch.ops.lomix_fast_cpp.map_stats_forward(
-        logits, target, None, None, None, None, list(PLAN.encoded), PLAN.squared
-    )
+    return torch.ops.lomix_fast_cpp.map_stats_forward(*arguments(logits, target))
 
 
 def is_the_one_built() -> None:
@@ -89,7 +93,7 @@ def refuses_cpu_tensors() -> None:
     expect("impl: got 'cuda'" in message and "takes CUDA tensors, not cpu" in message, f"unclear: {message}")
     # The functions registered for CUDA themselves, which dispatch does not reach with CPU tensors.
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    rest = (LOGITS, TARGET, None, None, None, None, list(PLAN.encoded), PLAN.squared)
+    rest = arguments(LOGITS, TARGET)
     ops = torch.ops.lomix_fast_cpp
     for call in (
         lambda: ops.map_stats_forward.default.redispatch(keys, *rest),

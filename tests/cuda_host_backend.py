@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lomix_fast import extension, labels
+from lomix_fast import extension
 from lomix_fast.backends import BACKENDS, Backend
-from lomix_fast.cuda_backend import _readable
+from lomix_fast.cuda_backend import run_backward, run_forward
 from lomix_fast.plan import MixPlan
+from lomix_fast.target import Target, check_values
 
 NAME = "cuda_host"
 
@@ -36,26 +37,25 @@ def library() -> ctypes.CDLL:
 
 
 def unchecked_forward(
-    logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
+    logits: Sequence[Tensor], target: Target, parameters: Sequence[Tensor | None], plan: MixPlan
 ) -> tuple[Tensor, Tensor]:
     """As on a GPU, where labels that are no class do not raise."""
     return extension.call_forward(torch.ops.lomix_fast_cuda_host, logits, target, parameters, plan)
 
 
 def _forward(
-    logits: Sequence[Tensor], target: Tensor, parameters: Sequence[Tensor | None], plan: MixPlan
+    logits: Sequence[Tensor], target: Target, parameters: Sequence[Tensor | None], plan: MixPlan
 ) -> tuple[Tensor, Tensor]:
-    labels.class_index(target, logits[0].shape[1])  # raises on a CPU
-    return unchecked_forward(logits, _readable(target, logits[0].shape[1]), parameters, plan)
+    check_values(target, logits[0].shape[1])  # raises on a CPU
+    return run_forward(torch.ops.lomix_fast_cuda_host, logits, target, parameters, plan)
 
 
 def backward(
     grad_stats: Tensor,
     logits: Sequence[Tensor],
-    target: Tensor,
+    target: Target,
     parameters: Sequence[Tensor | None],
     plan: MixPlan,
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Backward pass with the signature all backends share."""
-    target = _readable(target, logits[0].shape[1])
-    return extension.call_backward(torch.ops.lomix_fast_cuda_host, grad_stats, logits, target, parameters, plan)
+    return run_backward(torch.ops.lomix_fast_cuda_host, grad_stats, logits, target, parameters, plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,10 +38,15 @@ def usual_device() -> Iterator[None]:
 # Of each kernel one: several tiles, several blocks, ratios that are not whole, a native size above the full one.
 SHAPES = ("many_tiles", "volume_non_integer", "long_line", "classes_12", "scales_6", "larger_and_smaller_rows")
 DOUBLE = ("double_mixed", "classes_40")
+# What only general calls have: few classes, then the class-tiled way.
+GENERAL = (
+    *("weights_many_tiles", "soft_many_tiles", "sigmoid_many_tiles", "all_operators", "label_smoothing_ignore"),
+    *("weights_classes_17", "extra_classes_17", "sigmoid_weighted_double", "scales_8"),
+)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", SHAPES + DOUBLE)
+@pytest.mark.parametrize("name", SHAPES + DOUBLE + GENERAL)
 def test_any_size_of_device(name: str, device: str) -> None:
     library().cuda_host_device(*DEVICES[device])
     got = run_backend(case(name), NAME)
@@ -48,7 +54,7 @@ def test_any_size_of_device(name: str, device: str) -> None:
     check_gradients(case(name), got)
 
 
-@pytest.mark.parametrize("name", SHAPES + DOUBLE)
+@pytest.mark.parametrize("name", SHAPES + DOUBLE + GENERAL)
 def test_the_order_of_threads_does_not_change_a_bit(name: str) -> None:
     """Blocks, warps and threads run in another order with each seed: sums that depended on it would differ."""
     outcomes = []
@@ -61,21 +67,25 @@ def test_the_order_of_threads_does_not_change_a_bit(name: str) -> None:
             assert torch.equal(gradient, other.gradients[key]), key
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("value", [-1, 3, 127])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("label_dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
 def test_a_bad_label_makes_its_sample_nan_and_no_other(
-    label_dtype: torch.dtype, dtype: torch.dtype, value: int
+    label_dtype: torch.dtype, dtype: torch.dtype, value: int, weighted: bool
 ) -> None:
     one = Case("bad", 3, 3, (9, 10), ((3, 3), (9, 10)), dtype=dtype, target_dtype=label_dtype)
+    if weighted:
+        one = replace(one, weight_map=torch.float32, ignore_index=100)
     inputs = make_inputs(one)
     parameters = list(inputs.parameters.values())
-    clean, counts = unchecked_forward(inputs.logits, inputs.target, parameters, one.plan)
+    clean, counts = unchecked_forward(inputs.logits, inputs.target_for(one), parameters, one.plan)
     inputs.target[1, 8, 9] = value
-    stats, _ = unchecked_forward(inputs.logits, inputs.target, parameters, one.plan)
+    stats, _ = unchecked_forward(inputs.logits, inputs.target_for(one), parameters, one.plan)
     assert stats[1].isnan().all() and torch.equal(stats[::2], clean[::2])
-    assert torch.equal(counts.sum(1), torch.full((3,), 180, dtype=counts.dtype))
-    grads, _ = backward(cotangent(one), inputs.logits, inputs.target, parameters, one.plan)
+    if not weighted:  # those of other targets are summed elsewhere
+        assert torch.equal(counts.sum(1), torch.full((3,), 180, dtype=counts.dtype))
+    grads, _ = backward(cotangent(one), inputs.logits, inputs.target_for(one), parameters, one.plan)
     for gradient in grads:
         assert gradient[1].isnan().all() and gradient[::2].isfinite().all()
 
@@ -84,7 +94,7 @@ def test_a_label_of_64_bits_is_not_cut_to_32() -> None:
     one = Case("wide", 1, 3, (4, 4), ((4, 4),))
     inputs = make_inputs(one)
     inputs.target[0, 0, 0] = 2**32
-    stats, _ = unchecked_forward(inputs.logits, inputs.target, [None] * 4, one.plan)
+    stats, _ = unchecked_forward(inputs.logits, inputs.target_for(one), [None] * 4, one.plan)
     assert stats.isnan().all()
 
 
@@ -108,9 +118,10 @@ def test_very_negative_and_missing_logits(classes: int, dtype: torch.dtype) -> N
     lowest = torch.finfo(dtype).min / 8
     missing = torch.full_like(inputs.logits[0], float("-inf"))
     missing[:, -1] = lowest
-    stats, _ = unchecked_forward([missing], inputs.target, [None] * 4, one.plan)
+    stats, _ = unchecked_forward([missing], inputs.target_for(one), [None] * 4, one.plan)
     assert stats[0, 0, 0] == 0 and stats[0, 0, classes] == 12  # the last class alone is there
-    stats, _ = unchecked_forward([torch.full_like(missing, lowest)], inputs.target, [None] * 4, one.plan)
+    low = [torch.full_like(missing, lowest)]
+    stats, _ = unchecked_forward(low, inputs.target_for(one), [None] * 4, one.plan)
     torch.testing.assert_close(stats[0, 0, 0], 12 * torch.tensor(float(classes), dtype=dtype).log())
 
 
@@ -124,7 +135,7 @@ def test_calls_from_several_threads_do_not_disturb_each_other(name: str) -> None
     def run(index: int) -> Tensor:
         one, inputs = given[index % len(given)]
         parameters = list(inputs.parameters.values())
-        return unchecked_forward(inputs.logits, inputs.target, parameters, one.plan)[0]
+        return unchecked_forward(inputs.logits, inputs.target_for(one), parameters, one.plan)[0]
 
     expected = [run(index) for index in range(len(given))]
     with ThreadPoolExecutor(6) as pool:
@@ -146,7 +157,8 @@ def test_the_report_lays_calls_out_as_the_launcher_does(
         logits = [torch.zeros(1, classes, *full).expand(batch, -1, *[-1] * len(full))] * scales
         target = torch.zeros((1, *full), dtype=torch.uint8).expand(batch, *full)
         plan = MixPlan.create(scales)
-        found = torch.ops.lomix_fast_cuda_host.layout(logits, target, list(plan.encoded), which == "backward")
+        score = torch.empty(plan.num_pairs, classes)
+        found = torch.ops.lomix_fast_cuda_host.layout(logits, target, score, list(plan.encoded), which == "backward")
         z, y, x = (*[1] * (3 - len(full)), *full)
         made = cuda_shapes.tiles_of(which, arch, DEVICES[arch][0], classes, scales, (z, y, x), batch)
         shape = (*made.log_size, made.strips, made.chunks, made.chunk_tiles, made.items, made.blocks, made.shared)
@@ -169,4 +181,4 @@ def test_an_error_of_the_launch_is_raised() -> None:
     one = Case("large", 1, 16, (64, 64), ((64, 64),) * 6, operators=())
     inputs = make_inputs(one)
     with pytest.raises(RuntimeError, match=r"launching the statistics: .+"):
-        unchecked_forward(inputs.logits, inputs.target, [None] * 4, one.plan)
+        unchecked_forward(inputs.logits, inputs.target_for(one), [None] * 4, one.plan)

@@ -17,7 +17,8 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = Path("tests", "cuda_host")
-MOST_FEW = 16  # numbers of classes that few.cu is built for
+MOST_FEW = 16  # numbers of classes that few.cu and few_general.cu are built for
+FEW = ("few", "few_general")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
@@ -57,9 +58,9 @@ def build(changed: Path | None = None, classes: Iterable[int] = range(1, MOST_FE
     """Build the library, with all sanitizers.
 
     Args:
-        changed: a copy of csrc whose few.cu takes the place of the real one; everything else is that of the whole
-            library, which has to be there.
-        classes: numbers of classes that few.cu is built for; calling it with another one ends the process.
+        changed: a copy of csrc whose few.cu and few_general.cu take the place of the real ones; everything else is
+            that of the whole library, which has to be there.
+        classes: numbers of classes that these are built for; calling it with another one ends the process.
 
     Raises:
         RuntimeError: it does not compile; the message is what the compiler said.
@@ -73,7 +74,7 @@ def build(changed: Path | None = None, classes: Iterable[int] = range(1, MOST_FE
     for path in include_paths():
         flags += ["-isystem", path]
     flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
-    units = [(f"few.{c}.o", kernels / "cuda/few.cu", f"-DLOMIX_CLASSES={c}") for c in classes]
+    units = [(f"{stem}.{c}.o", kernels / f"cuda/{stem}.cu", f"-DLOMIX_CLASSES={c}") for c in classes for stem in FEW]
     rest = [Path("csrc", name) for name in ("cuda/common.cu", "cuda/many.cu", "cuda/map_stats.cpp", "cuda/prepare.cpp")]
     rest += [Path("csrc/inputs.cpp"), *(HOST / f"{stem}.cpp" for stem in ("device", "ops", "machine", "launch"))]
     if changed is None:

@@ -98,7 +98,7 @@ OBSTACLES = [
     (a_rocm_torch, ["torch 2.13.0+cu130 is built for ROCm", "triton backend"]),
     (no_nvcc, ["no nvcc was found", "/empty)", "CUDA_PATH (not set)", "install the CUDA toolkit, version 13.x"]),
     (another_major, ["built for CUDA 13.0", "is of CUDA 12.8", "is of CUDA 14.1", "version 13.x, or set CUDA_HOME"]),
-    (too_old, ["nvcc 11.8 (", "is too old, expected 12.0 or newer", "C++20"]),
+    (too_old, ["nvcc 11.8 (", "is too old, expected 12.1 or newer", "C++20"]),
     (a_compiler_nvcc_refuses, ["compiler 'g++'", "unsupported GNU version", "supports in CXX"]),
     (no_headers, ["no cuda_runtime.h beside it", "set CUDA_HOME to a complete toolkit"]),
 ]
@@ -236,7 +236,8 @@ def test_names_need_a_torch_that_knows_them(monkeypatch, tmp_path):
 @pytest.fixture
 def tree(monkeypatch, tmp_path) -> Path:
     """A source tree with a file of every kind."""
-    for name in ("register.cpp", "cpu/call.cpp", "cpu/kernel_x.cpp", "cuda/device.cpp", "cuda/few.cu", "cuda/many.cu"):
+    kernels = ("cuda/few.cu", "cuda/few_general.cu", "cuda/many.cu")
+    for name in ("register.cpp", "cpu/call.cpp", "cpu/kernel_x.cpp", "cuda/device.cpp", *kernels):
         path = tmp_path / "tree" / "csrc" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -248,13 +249,13 @@ def test_every_source_is_compiled_in_link_order(tree):
     cpu = [("csrc/cpu/kernel_x.cpp", name) for name in TOOLCHAIN.capabilities]
     glue = [("csrc/cpu/call.cpp", None), ("csrc/register.cpp", None)]
     assert build_cpp.units(TOOLCHAIN) == [*glue, *cpu]
-    few = [("csrc/cuda/few.cu", str(n)) for n in range(1, 17)]
+    few = [(f"csrc/cuda/{stem}.cu", str(n)) for stem in ("few", "few_general") for n in range(1, 17)]
     assert build_cpp.units(WITH_CUDA) == [
         *glue, ("csrc/cuda/device.cpp", None), *few, ("csrc/cuda/many.cu", None), *cpu
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("lost", ["few.cu", "device.cpp"])
+@pytest.mark.parametrize("lost", ["few.cu", "few_general.cu", "device.cpp"])
 def test_an_incomplete_tree_is_named(lost, tree):
     (tree / "csrc" / "cuda" / lost).unlink()
     with pytest.raises(build_cpp.BuildError, match=r"no CUDA sources under .*csrc/cuda; the source tree is incomplete"):
@@ -276,10 +277,13 @@ def ninja(toolchain: build_cpp.Toolchain, tree: Path) -> dict[str, tuple[str, li
 
 def test_ninja_runs_nvcc_once_for_each_number_of_classes(tree):
     edges = ninja(WITH_CUDA, tree)
-    few = {f"csrc/cuda/few.{n}.o" for n in range(1, 17)}
-    assert {out for out, (rest, _) in edges.items() if rest == "nvcc csrc/cuda/few.cu"} == few
-    for n in range(1, 17):
-        assert f"-DLOMIX_CLASSES={n}" in edges[f"csrc/cuda/few.{n}.o"][1]
+    few = set()
+    for stem in ("few", "few_general"):
+        own = {f"csrc/cuda/{stem}.{n}.o" for n in range(1, 17)}
+        assert {out for out, (rest, _) in edges.items() if rest == f"nvcc csrc/cuda/{stem}.cu"} == own
+        for n in range(1, 17):
+            assert f"-DLOMIX_CLASSES={n}" in edges[f"csrc/cuda/{stem}.{n}.o"][1]
+        few |= own
     rest, flags = edges["csrc/cuda/many.cu.o"]
     assert rest == "nvcc csrc/cuda/many.cu" and not [flag for flag in flags if flag.startswith("-DLOMIX_CLASSES")]
     linked, link_flags = edges["_C.so"]

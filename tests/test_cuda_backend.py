@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lomix_fast import MixPlan, _build_info, available_backends, backends, cuda_backend, extension, labels
+from lomix_fast import MixPlan, _build_info, available_backends, backends, cuda_backend, extension, labels, target
+from lomix_fast.target import Target, TargetRule
 
 GPU = torch.device("cuda", 0)
 PLAN = MixPlan.create(2, ("add",))
@@ -145,28 +146,29 @@ def test_integer_labels_go_to_the_kernel_as_they_are(
     dtype: torch.dtype, handed_over: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(labels, "may_look", lambda device: False)
-    target = torch.ones(1, 4, 4, dtype=dtype)
-    cuda_backend.forward(LOGITS, target, NO_PARAMETERS, PLAN)
-    cuda_backend.backward(torch.zeros(1), LOGITS, target, NO_PARAMETERS, PLAN)
-    assert [arguments[1] is target for arguments in handed_over] == [True, True]
+    given = Target(torch.ones(1, 4, 4, dtype=dtype))
+    cuda_backend.forward(LOGITS, given, NO_PARAMETERS, PLAN)
+    cuda_backend.backward(torch.zeros(1), LOGITS, given, NO_PARAMETERS, PLAN)
+    assert [arguments[1] is given.labels for arguments in handed_over] == [True, True]
 
 
 @pytest.mark.parametrize(
-    "target, expected",
+    "given, expected",  # 3 is the first number that is no class
     [
-        (torch.tensor([0.0, 2.0, 1.5, 3.0, -1.0, float("nan"), float("inf"), -0.5]), [0, 2, -1, -1, -1, -1, -1, -1]),
-        (torch.tensor([1.0, 0.25], dtype=torch.float16), [1, -1]),
-        (torch.tensor([0, 2, 3, 2**32 - 1], dtype=torch.uint32), [0, 2, -1, -1]),
-        (torch.tensor([1, 2**16 - 1], dtype=torch.uint16), [1, -1]),
-        (torch.tensor([1, 2**64 - 1], dtype=torch.uint64), [1, -1]),
+        (torch.tensor([0.0, 2.0, 1.5, 3.0, -1.0, float("nan"), float("inf"), -0.5]), [0, 2, 3, 3, 3, 3, 3, 3]),
+        (torch.tensor([1.0, 0.25], dtype=torch.float16), [1, 3]),
+        (torch.tensor([0, 2, 3, 2**32 - 1], dtype=torch.uint32), [0, 2, 3, 3]),
+        (torch.tensor([1, 2**16 - 1], dtype=torch.uint16), [1, 3]),
+        (torch.tensor([1, 2**64 - 1], dtype=torch.uint64), [1, 3]),
     ],
 )
 def test_bad_labels_of_other_types_stay_bad(
-    target: Tensor, expected: list[int], handed_over: list[Any], monkeypatch: pytest.MonkeyPatch
+    given: Tensor, expected: list[int], handed_over: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(labels, "may_look", lambda device: False)  # as on a GPU
-    cuda_backend.forward(LOGITS, target, NO_PARAMETERS, PLAN)
-    cuda_backend.backward(torch.zeros(1), LOGITS, target, NO_PARAMETERS, PLAN)
+    monkeypatch.setattr(target, "may_look", lambda device: False)
+    cuda_backend.forward(LOGITS, Target(given), NO_PARAMETERS, PLAN)
+    cuda_backend.backward(torch.zeros(1), LOGITS, Target(given), NO_PARAMETERS, PLAN)
     for arguments in handed_over:
         assert arguments[1].dtype == torch.int64 and arguments[1].tolist() == expected
 
@@ -174,16 +176,21 @@ def test_bad_labels_of_other_types_stay_bad(
 def test_debugging_raises_before_the_kernel_runs(handed_over: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labels, "may_look", lambda device: True)
     with pytest.raises(ValueError, match=r"got the label 7 .*expected labels in \[0, 3\)"):
-        cuda_backend.forward(LOGITS, torch.full((1, 4, 4), 7), NO_PARAMETERS, PLAN)
+        cuda_backend.forward(LOGITS, Target(torch.full((1, 4, 4), 7)), NO_PARAMETERS, PLAN)
     assert handed_over == []
 
 
 def test_gradients_are_given_to_what_they_belong_to(handed_over: list[Any]) -> None:
     parameters = (None, torch.zeros(1), None, torch.zeros(1))
-    gradients, rest = cuda_backend.backward(torch.zeros(1), LOGITS, torch.zeros(1, 4, 4).long(), parameters, PLAN)
+    weights, classes = torch.ones(1, 4, 4), torch.ones(3)
+    rule = TargetRule(ignore_index=255, label_smoothing=0.1, weighted_ce=False)
+    given = Target(torch.zeros(1, 4, 4).long(), False, weights, classes, rule)
+    plan = MixPlan.create(2, ("mul",), squared=False, bounded=True)
+    gradients, rest = cuda_backend.backward(torch.zeros(1), LOGITS, given, parameters, plan)
     assert [float(g) for g in gradients] == [0.0, 1.0]
     assert [None if g is None else float(g) for g in rest] == [None, 3.0, None, 5.0]
-    assert handed_over[0][2:] == (*parameters, list(PLAN.encoded), PLAN.squared)
+    rules = (False, True, False, False, 255, 0.1)  # squared, bounded, sigmoid, and those of the target
+    assert handed_over[0][2:] == (weights, classes, *parameters, list(plan.encoded), *rules)
 
 
 # ---- "auto" ----

@@ -20,7 +20,7 @@ import pytest
 from lomix_fast.testing.cases import CASES
 
 pytestmark = pytest.mark.skipif(host.missing() is not None, reason=str(host.missing()))
-TESTS = ["test_backends.py", "test_nonfinite.py", "cuda_host_checks.py"]
+TESTS = ["test_backends.py", "test_nonfinite.py", "test_targets.py", "cuda_host_checks.py"]
 
 
 def run_tests(library: Path, report: Path, *arguments: str, seed: int = 1) -> subprocess.CompletedProcess[str]:
@@ -29,7 +29,7 @@ def run_tests(library: Path, report: Path, *arguments: str, seed: int = 1) -> su
     environment |= {"TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(host.ROOT)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
     return subprocess.run(
-        command, cwd=host.ROOT / "tests", env=environment, capture_output=True, text=True, timeout=1500, check=False
+        command, cwd=host.ROOT / "tests", env=environment, capture_output=True, text=True, timeout=2400, check=False
     )
 
 
@@ -48,7 +48,7 @@ def library() -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3000)
 def test_every_case_and_every_promise_with_the_sanitizers_silent(library: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     done = run_tests(library, report, *TESTS, "-k", "cuda_host")

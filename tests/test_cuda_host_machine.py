@@ -129,8 +129,8 @@ LAUNCH = (
     [
         ("void f(float* x) { atomicAdd(x, 1.0F); }", "no matching function for call to"),
         ("bool f() { return __shfl_sync(1U, true, 0); }", "constraints not satisfied"),
-        (LAUNCH.format(4097), "4096 bytes of parameters at most"),
-        (LAUNCH.format(4096), None),
+        (LAUNCH.format(32765), "32764 bytes of parameters at most"),
+        (LAUNCH.format(32764), None),
     ],
 )
 def test_some_sources_do_not_compile(tmp_path: Path, text: str, complaint: str | None) -> None:

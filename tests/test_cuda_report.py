@@ -25,6 +25,7 @@ from benchmarks.gpu.table import read_csv
 from benchmarks.gpu.workloads import PROBLEMS, WORKLOADS, Problem
 from lomix_fast.plan import MixPlan
 from lomix_fast.reference import map_stats_reference
+from lomix_fast.target import Target
 
 _ROOT = Path(__file__).resolve().parents[1]
 _COUNTED = _ROOT / "benchmarks" / "results" / "cuda-counted.json"
@@ -60,8 +61,9 @@ def plain(inputs: cuda_call.Inputs) -> tuple[torch.Tensor, torch.Tensor, list[to
     logits = [torch.from_numpy(z)[None].double() for z in inputs.logits]
     logits = [(z[:, :, 0] if flat else z).requires_grad_() for z in logits]
     labels = torch.from_numpy(inputs.labels)[None]
+    target = Target(labels[:, 0] if flat else labels)
     parameters = [torch.from_numpy(p).double().requires_grad_() for p in inputs.parameters]
-    stats, counts = map_stats_reference(logits, labels[:, 0] if flat else labels, MixPlan.create(3), *parameters)
+    stats, counts = map_stats_reference(logits, target, MixPlan.create(3), *parameters)
     return stats[0], counts[0], logits, parameters
 
 

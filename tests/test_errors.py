@@ -82,10 +82,10 @@ TARGETS = {
     "not a tensor": (lambda y: y.tolist(), TypeError, ("target: got list", "torch.Tensor")),
     "complex": (lambda y: y.cfloat(), TypeError, ("target: got dtype torch.complex64", "integer")),
     "too few axes": (lambda y: y[:, 0], ValueError, ("target: got shape (2, 8)", "[B, *full]", "2 spatial")),
-    "one-hot": (
-        lambda y: y.unsqueeze(1).expand(2, 3, 8, 8),
+    "two channels of three classes": (
+        lambda y: y.unsqueeze(1).expand(2, 2, 8, 8),
         ValueError,
-        ("target", "(2, 3, 8, 8)", "argmax(1)"),
+        ("target", "(2, 2, 8, 8)", "1 channel", "or 3"),
     ),
     "too many axes": (lambda y: y.view(2, 1, 8, 8, 1), ValueError, ("target", "(2, 1, 8, 8, 1)")),
     "other batch": (lambda y: y[:1], ValueError, ("target: got batch size 1", "2 as the logits")),
@@ -174,13 +174,13 @@ def test_plan_and_weights(nothing_runs: None) -> None:
 
 
 CREATE = {
-    "seven scales": ({"num_scales": 7}, ValueError, ("num_scales: got 7", "at most 6", "487")),
-    "seven scales, add": ({"num_scales": 7, "operators": ("add",)}, ValueError, ("num_scales: got 7", "127")),
+    "nine scales": ({"num_scales": 9}, ValueError, ("num_scales: got 9", "at most 8")),
+    "eight scales": ({"num_scales": 8}, ValueError, ("num_scales: got 8", "996", "at most 512", "max_subset_size")),
     "no scale": ({"num_scales": 0}, ValueError, ("num_scales: got 0", "at least 1")),
     "negative": ({"num_scales": -2}, ValueError, ("num_scales: got -2",)),
     "float": ({"num_scales": 3.0}, TypeError, ("num_scales: got 3.0", "int")),
     "bool": ({"num_scales": True}, TypeError, ("num_scales: got True", "int")),
-    "unknown": ({"num_scales": 3, "operators": ("add", "sub")}, ValueError, ("operators", "'sub'", "'awf'")),
+    "unknown": ({"num_scales": 3, "operators": ("add", "div")}, ValueError, ("operators", "'div'", "'awf'", "'sub'")),
     "a string": ({"num_scales": 3, "operators": "add"}, TypeError, ("operators: got 'add'", "tuple or list")),
     "twice": ({"num_scales": 3, "operators": ("mul", "mul")}, ValueError, ("operators", "at most once")),
 }
@@ -201,11 +201,11 @@ def test_originals() -> None:
             MixPlan.create(*arguments)
 
 
-@pytest.mark.parametrize("name", ["supervision", "concat", "awf_sharing", "weighting", "order", "impl"])
+@pytest.mark.parametrize("name", ["supervision", "concat", "awf_sharing", "weighting", "order", "mul", "impl"])
 @pytest.mark.parametrize("value", ["nonsense", None, "LoMix", ["lomix"]])
 def test_unknown_names(name: str, value: object) -> None:
     default = {"supervision": "lomix", "concat": "learned", "awf_sharing": "size", "weighting": "softplus"}
-    default |= {"order": "coarse_to_fine", "impl": "auto"}
+    default |= {"order": "coarse_to_fine", "mul": "logits", "impl": "auto"}
     expect(ValueError, (f"{name}: got {value!r}", default[name]), LoMixLoss, 3, 2, **{name: value})
 
 
@@ -267,7 +267,10 @@ def test_a_stack_of_scales_does_not_pass_for_a_volume(nothing_runs: None) -> Non
         LoMixLoss(4, 4)(torch.randn(2, 4, 4, 8, 8), torch.randint(4, (2, 1, 8, 8)))
 
 
-@pytest.mark.parametrize("name", ["squared_pred", "include_background", "batch"])
+@pytest.mark.parametrize(
+    "name",
+    ["squared_pred", "include_background", "batch", "sigmoid", "jaccard", "ce_per_sample", "weighted_ce", "structure"],
+)
 def test_flags_must_be_true_or_false(name: str) -> None:
     with pytest.raises(TypeError, match=f"{name}: got 'no', expected True or False"):
         LoMixLoss(3, 2, **{name: "no"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from common import NATIVE
@@ -38,7 +40,8 @@ def check_map_stats(one: Case, impl: str, fast: bool = False) -> None:
 
     def stats_of(*tensors: Tensor) -> Tensor:
         parameters = dict(zip(list(named)[scales:], tensors[scales:], strict=True))
-        return map_stats(tensors[:scales], inputs.target, one.plan, **parameters, impl=impl)[0]
+        arguments = inputs.arguments(one) | parameters
+        return map_stats(tensors[:scales], inputs.target, one.plan, **arguments, impl=impl)[0]
 
     assert gradcheck(stats_of, tuple(named.values()), fast_mode=fast or impl == "reference", atol=1e-6, rtol=1e-5)
 
@@ -73,6 +76,31 @@ def test_ratio(ratio: str, impl: str) -> None:
 )
 def test_other_shapes(one: Case, impl: str) -> None:
     check_map_stats(one, impl, fast=True)
+
+
+_SMALL = Case("", 1, 3, (2, 3), ((1, 2), (2, 3)), torch.float64)
+
+
+@backends
+@pytest.mark.parametrize(
+    "one",
+    [
+        replace(_SMALL, name="sigmoid", sigmoid=True, dense=True, target_dtype=torch.bool),
+        replace(_SMALL, name="sigmoid soft", sigmoid=True, dense=True, target_dtype=torch.float32, ce_weight=True,
+                weight_map=torch.float64, squared=False),
+        replace(_SMALL, name="soft labels", dense=True, target_dtype=torch.float64, label_smoothing=0.1),
+        replace(_SMALL, name="weights", weight_map=torch.float32, ce_weight=True, ignore_index=1),
+        replace(_SMALL, name="weights of dice", weight_map=torch.float32, weighted_ce=False, squared=False),
+        replace(_SMALL, name="smoothing", label_smoothing=0.3, ce_weight=True),
+        replace(_SMALL, name="bounded", operators=("mul",), bounded=True, magnitude=3.0),
+        replace(_SMALL, name="extra", operators=("sub", "avg", "max")),
+        replace(_SMALL, name="extra, three members", operators=("sub", "avg", "max"),
+                native=((1, 2), (2, 3), (2, 2))),
+    ],
+    ids=lambda c: c.name,
+)  # fmt: skip
+def test_recipes(one: Case, impl: str) -> None:
+    check_map_stats(one, impl)
 
 
 def modes() -> dict[str, dict[str, object]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import BACKENDS
+from common import BACKENDS, NATIVE
 
 import lomix_fast.labels
 from lomix_fast import map_stats
@@ -84,3 +84,15 @@ def test_debugging_lets_the_host_look(value: str | None, may_look: bool, monkeyp
     assert lomix_fast.labels.may_look(torch.device("meta")) is may_look and lomix_fast.labels.may_look(
         torch.device("cpu")
     )
+
+
+@pytest.mark.parametrize("impl", NATIVE)
+@pytest.mark.parametrize(
+    "dtype, ignore, label", [(torch.uint8, -100, 156), (torch.int8, 255, -1), (torch.int16, 65535, -1)]
+)
+def test_an_ignored_label_that_the_dtype_cannot_hold_ignores_nothing(dtype, ignore, label, impl: str) -> None:
+    """In the arithmetic of the dtype the two are equal; a label that is no class must not vanish that way."""
+    labels = torch.zeros(1, 2, 2, dtype=dtype)
+    labels[0, 0, 1] = label
+    with pytest.raises(ValueError, match=f"target: got the label {label} at index"):
+        map_stats([torch.randn(1, 3, 2, 2)], labels, MixPlan.create(1, ()), ignore_index=ignore, impl=impl)

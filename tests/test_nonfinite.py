@@ -98,3 +98,68 @@ def test_a_bad_logit_shows_in_every_mode(supervision: str, impl: str) -> None:
     logits[-1][0, 1, 2, 3] = NAN
     loss = LoMixLoss(3, 2, supervision=supervision, impl=impl)(logits, torch.randint(3, (1, 4, 4)))
     assert loss.isnan()
+
+
+RECIPES = [
+    "sigmoid_bool",
+    "sigmoid_masked",
+    "sigmoid_one_class",
+    "sigmoid_extra",
+    "weight_map",
+    "label_smoothing",
+    "soft_labels",
+    "only_sub",
+    "only_avg",
+    "only_max",
+    "only_bounded_mul",
+]
+
+
+@backends
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("name", RECIPES)
+def test_one_bad_logit_spoils_every_recipe(name: str, value: float, impl: str) -> None:
+    """Bad where plain PyTorch is, loss and gradient, map by map, and the other sample as if nothing had happened."""
+    one = case(name)
+    inputs = make_inputs(one)
+    clean, _ = map_stats(inputs.logits, inputs.target, one.plan, **inputs.arguments(one), impl=impl)
+    if inputs.weight_map is not None:
+        inputs.weight_map[1] = 1  # the pixel counts
+    inputs.logits[-1][1, 0].view(-1)[3] = value
+    inputs.requires_grad_()
+    found = []
+    for which in (impl, "reference"):
+        stats, _ = map_stats(inputs.logits, inputs.target, one.plan, **inputs.arguments(one), impl=which)
+        (gradient,) = torch.autograd.grad(stats.sum(), inputs.logits[-1])
+        found.append((stats, ~stats.isfinite().all(2), gradient.isfinite().flatten(1).all(1)))
+    (stats, bad, good_gradient), (_, plain_bad, plain_good_gradient) = found
+    assert torch.equal(bad, plain_bad) and torch.equal(good_gradient, plain_good_gradient)
+    assert bad[1].any() or (value == -INF or name == "only_sub"), "minus infinity may be a class that is ruled out"
+    assert not bad[0].any() and good_gradient[0]
+    torch.testing.assert_close(stats[0], clean[0], rtol=1e-5, atol=1e-4)
+
+
+@backends
+@pytest.mark.parametrize("operators", [(), ("add",)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ignore_index": 255},
+        {"weight_map": torch.full((1, 1, 1), 1.0)},
+        {"ce_weight": torch.tensor([1.0, 1.0, 1.0])},
+        {"soft": True},
+    ],
+    ids=["ignore_index", "weight_map", "ce_weight", "soft"],
+)
+def test_an_infinite_logit_of_a_class_nobody_asks_for(options: dict, operators: tuple[str, ...], impl: str) -> None:
+    """Users rule classes out with minus infinity; PyTorch's cross-entropy of the others is finite, and so is ours."""
+    options = dict(options)
+    target = torch.ones(1, 1, 1, dtype=torch.int64)
+    if options.pop("soft", False):
+        target = torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1)
+    logits = [torch.tensor(v).view(1, 3, 1, 1) for v in ([-INF, 0.0, 200.0], [-INF, 200.0, 0.0])]
+    logits = [z.requires_grad_() for z in logits]
+    plan = MixPlan.create(2, operators, () if operators else None)
+    stats, _ = map_stats(logits, target, plan, **options, impl=impl)
+    expected = [0.6931472] if operators else [200.0, 0.0]
+    torch.testing.assert_close(stats[0, :, 0].tolist(), expected, rtol=1e-6, atol=1e-6)

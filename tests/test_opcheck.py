@@ -26,12 +26,17 @@ CHECKED = (
     case("line_channels_last"),
     case("empty_batch"),
     case("base_expanded"),
+    case("sigmoid_masked"),
+    case("label_smoothing_weights"),
+    case("scales_8"),
 )
 
 
 def arguments(one: Case, impl: str) -> tuple[object, ...]:
     inputs = make_inputs(one)
-    return inputs.logits, inputs.target, *inputs.parameters.values(), one.plan.key, impl
+    target = inputs.target_for(one)
+    weights = (target.weight_map, target.ce_weight)
+    return inputs.logits, target.labels, *weights, *inputs.parameters.values(), one.plan.key, target.rule.key, impl
 
 
 @backends
@@ -65,12 +70,12 @@ def test_fake_outputs_describe_the_real_ones(one: Case) -> None:
     inputs, fake = make_inputs(one), make_inputs(one)
     fake.logits = [torch.empty_strided(z.shape, z.stride(), dtype=z.dtype, device="meta") for z in inputs.logits]
     fake.target = inputs.target.to("meta")
-    parameters = {name: p if p is None else p.to("meta") for name, p in inputs.parameters.items()}
-    for z in (*fake.logits, *(p for p in parameters.values() if p is not None)):
+    arguments = {n: p.to("meta") if isinstance(p, Tensor) else p for n, p in inputs.arguments(one).items()}
+    for z in (*fake.logits, *(arguments[n] for n in inputs.parameters if arguments[n] is not None)):
         z.requires_grad_()
     inputs.requires_grad_()
-    outputs = map_stats(inputs.logits, inputs.target, one.plan, **inputs.parameters, impl="eager")
-    imagined = map_stats(fake.logits, fake.target, one.plan, **parameters, impl="eager")
+    outputs = map_stats(inputs.logits, inputs.target, one.plan, **inputs.arguments(one), impl="eager")
+    imagined = map_stats(fake.logits, fake.target, one.plan, **arguments, impl="eager")
     real_grads = torch.autograd.grad(outputs[0].sum(), inputs.logits, allow_unused=True)
     fake_grads = torch.autograd.grad(imagined[0].sum(), fake.logits, allow_unused=True)
     for real, meta in zip((*outputs, *real_grads), (*imagined, *fake_grads), strict=True):

@@ -107,7 +107,7 @@ def test_frozen_hashable_copied_and_pickled() -> None:
 def test_encoded_says_the_same_as_the_maps() -> None:
     plan = MixPlan.create(3, ("cat", "mul"), originals=(1, 2))
     assert len(plan.encoded) == 4 * plan.num_maps
-    assert sorted(OPERATOR_CODES.values()) == [0, 1, 2, 3, 4]
+    assert sorted(OPERATOR_CODES.values()) == list(range(8))
     names = {code: name for name, code in OPERATOR_CODES.items()}
     for m, spec in enumerate(plan.maps):
         code, mask, subset, first_pair = plan.encoded[4 * m : 4 * m + 4]
@@ -118,6 +118,23 @@ def test_encoded_says_the_same_as_the_maps() -> None:
             spec.subset,
             spec.first_pair,
         )
+
+
+@pytest.mark.parametrize(
+    ("scales", "options", "message"),
+    [
+        (3, {"subsets": []}, r"subsets: got \[\], expected at least one subset.* pass operators=\(\)"),
+        (3, {"subsets": ()}, r"subsets: got \(\), expected at least one subset"),
+        (3, {"max_subset_size": 1}, r"max_subset_size: got 1, expected 2 to num_scales=3.* pass operators=\(\)"),
+        (1, {"max_subset_size": 2}, "max_subset_size: got 2 with num_scales=1, which mixes nothing; leave it out"),
+        (1, {"max_subset_size": 3}, "max_subset_size: got 3 with num_scales=1, which mixes nothing; leave it out"),
+        (1, {"subsets": "pairs"}, "subsets: got 'pairs' with num_scales=1, which mixes nothing; leave it out"),
+    ],
+    ids=str,
+)
+def test_a_choice_of_no_subset_is_refused(scales: int, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        MixPlan.create(scales, **options)
 
 
 # A selection of maps --------------------------------------------------------------------------------------------------

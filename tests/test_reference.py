@@ -12,6 +12,7 @@ from torch import Tensor
 from lomix_fast import LoMixLoss, MixPlan, map_stats
 from lomix_fast.recipe import map_losses
 from lomix_fast.reference import map_stats_reference, mixed_maps, upsample
+from lomix_fast.target import Target
 
 ALL = ("add", "mul", "cat", "awf")
 FULL = {1: (7,), 2: (5, 6), 3: (3, 2, 4)}
@@ -85,7 +86,7 @@ def test_every_map_in_order(axes: int) -> None:
 @pytest.mark.parametrize("squared", [True, False])
 def test_stats_are_the_sums_they_say(squared: bool) -> None:
     logits, target = draw(2, scales=1)
-    stats, target_stats = map_stats_reference(logits, target, MixPlan.create(1, (), squared=squared))
+    stats, target_stats = map_stats_reference(logits, Target(target), MixPlan.create(1, (), squared=squared))
     s = logits[0].softmax(1)
     for b in range(2):
         ce, i, q, n = 0.0, np.zeros(3), np.zeros(3), np.zeros(3)
@@ -106,7 +107,7 @@ def test_loss_of_every_map(axes: int) -> None:
     plan = MixPlan.create(3)
     parameters = draw_parameters(plan, 3)
     maps = literal.map_list(arrays(logits), FULL[axes], ALL, *by_subset(3, *parameters))
-    found = map_losses(*map_stats_reference(logits, target, plan, *parameters))
+    found = map_losses(*map_stats_reference(logits, Target(target), plan, *parameters))
     np.testing.assert_allclose(found.numpy(), [literal.base_loss(m, target.numpy()) for _, m in maps], rtol=1e-11)
 
 
@@ -186,7 +187,8 @@ def test_awf_sharing_by_scale_and_by_subset() -> None:
 def test_products_of_half_logits_do_not_overflow() -> None:
     """Four factors of 16 make 65536, past float16."""
     logits = [torch.full((1, 2, 2, 2), 16.0, dtype=torch.float16) for _ in range(4)]
-    stats, _ = map_stats_reference(logits, torch.zeros(1, 2, 2, dtype=torch.int64), MixPlan.create(4, ("mul",)))
+    labels = torch.zeros(1, 2, 2, dtype=torch.int64)
+    stats, _ = map_stats_reference(logits, Target(labels), MixPlan.create(4, ("mul",)))
     assert stats.dtype == torch.float32
     assert torch.allclose(stats[:, :, 0], torch.full((1, 15), 4 * F.softplus(torch.zeros(())).item()))
 

@@ -51,6 +51,26 @@ def test_any_tile_of_an_image(one: Case, tile: tuple[int, int, int], monkeypatch
     check_gradients(one, got)
 
 
+# Targets of every kind, all operators that the kernels know, and classes in registers and by parts.
+GENERAL = Case("weights", 2, 3, (13, 17), ((3, 5), (14, 30)), operators=("awf",), originals=(0,), weight_map=torch.half,
+               ignore_index=2, weighted_ce=False, ce_weight=True)  # fmt: skip
+SOFT = dataclasses.replace(GENERAL, name="soft", operators=("cat", "max"), ignore_index=None, dense=True,
+                           weight_map=torch.bool, target_dtype=torch.float32, label_smoothing=0.1)  # fmt: skip
+SIGMOID = dataclasses.replace(SOFT, name="sigmoid", operators=("mul", "sub"), bounded=True, sigmoid=True,
+                              label_smoothing=0.0, target_dtype=torch.bool)  # fmt: skip
+MANY_SOFT = dataclasses.replace(SOFT, name="many_soft", batch=1, classes=17, operators=("avg",), originals=())
+MANY_SIGMOID = dataclasses.replace(SIGMOID, name="many_sigmoid", batch=1, classes=17, operators=("cat",), originals=())
+
+
+@needs_triton
+@pytest.mark.parametrize("one", [GENERAL, SOFT, SIGMOID, MANY_SOFT, MANY_SIGMOID], ids=lambda c: c.name)
+def test_any_tile_under_general_targets(one: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch_with(monkeypatch, tile=(1, 4, 16), pixels=32, block=32, span=32, per_core=3)
+    got = run_backend(one, "triton")
+    check_stats(one, got)
+    check_gradients(one, got)
+
+
 @needs_triton
 @pytest.mark.parametrize("tile", [(2, 4, 8), (4, 8, 4)])
 def test_any_tile_of_a_volume(tile: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,10 +137,11 @@ def test_neighbours_are_those_of_torch(full: int, native: int, at: float) -> Non
 
 
 @needs_triton
-@pytest.mark.parametrize("operator", ["add", "mul", "cat", "awf"])
+@pytest.mark.parametrize("operator", ["add", "mul", "cat", "awf", "sub", "avg", "max", "bounded mul"])
 def test_numerical_derivatives(operator: str) -> None:
     """One random combination of outputs and inputs, in float64."""
-    one = Case("", 1, 3, (2, 3), ((1, 2), (3, 2)), torch.float64, (operator,), ())
+    name, is_bounded = operator.removeprefix("bounded "), operator.startswith("bounded ")
+    one = Case("", 1, 3, (2, 3), ((1, 2), (3, 2)), torch.float64, (name,), (), bounded=is_bounded)
     inputs = make_inputs(one).requires_grad_()
     named = inputs.differentiable
 
@@ -129,6 +150,24 @@ def test_numerical_derivatives(operator: str) -> None:
         return map_stats(tensors[:2], inputs.target, one.plan, **parameters, impl="triton")[0]
 
     assert torch.autograd.gradcheck(stats_of, tuple(named.values()), fast_mode=True, atol=1e-6, rtol=1e-5)
+
+
+# ---- sigmoids ----
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_a_tiny_loss_of_sigmoids_is_not_rounding(dtype: torch.dtype, limit: float) -> None:
+    """Logits from 0 to where the loss is 1e-30, of both signs, all on the right side; one pixel each."""
+    size = torch.tensor([0.0, 1e-3, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 69.0], dtype=dtype)
+    logits = torch.cat([size, -size]).view(-1, 1, 1, 1).requires_grad_()
+    target = (torch.arange(2 * len(size)) < len(size)).view(-1, 1, 1, 1)
+    stats, _ = map_stats([logits], target, MixPlan.create(1, (), sigmoid=True), impl="triton")
+    expected = torch.log1p(torch.exp(-torch.cat([size, size]).double()))
+    torch.testing.assert_close(stats[:, 0, 0].double(), expected, rtol=limit * 10, atol=0)
+    (gradient,) = torch.autograd.grad(stats[:, 0, 0].sum(), logits)
+    exact = torch.sigmoid(-torch.cat([size, size]).double()) * torch.where(target.view(-1), -1, 1)
+    torch.testing.assert_close(gradient.view(-1).double(), exact, rtol=limit * 10, atol=0)
 
 
 # ---- shares ----

@@ -82,11 +82,11 @@ def _fresh_cache() -> Iterator[None]:
                 os.environ["TRITON_CACHE_DIR"] = before
 
 
-def compile_one(kernel: str, arch: str, classes: int, dims: int) -> Compiled:
+def compile_one(kernel: str, arch: str, classes: int, dims: int, mode: str = "plain") -> Compiled:
     """Compile and read one variant; a failure is reported in the result, so that the others go on.
 
     Args:
-        kernel, arch, classes, dims: see `lomix_fast.kernels.aot.Variant`.
+        kernel, arch, classes, dims, mode: see `lomix_fast.kernels.aot.Variant`. The result does not hold the mode.
     """
     from lomix_fast.kernels.aot import Variant, compile_variant  # imports triton, which must not be interpreting
 
@@ -94,7 +94,7 @@ def compile_one(kernel: str, arch: str, classes: int, dims: int) -> Compiled:
     try:
         with _fresh_cache():
             start, worked = time.perf_counter(), _worked()
-            made = compile_variant(Variant(kernel, arch, classes, dims))
+            made = compile_variant(Variant(kernel, arch, classes, dims, mode=mode))
             spent = {"seconds": time.perf_counter() - start, "cpu_seconds": _worked() - worked}
             require_any_scales(made.src)
             read = _nvidia if "cubin" in made.asm else _amd

@@ -94,7 +94,9 @@ def _count_here(classes: int, dims: int, ratios: Sequence[int], image: Sequence[
     import numpy as np
     import torch
     from lomix_fast.kernels import config, launch
+    from lomix_fast.kernels.problem import size_in_space
 
+    from lomix_fast.target import Target
     from lomix_fast.testing.cases import Case, make_inputs
 
     from .hooks import Counts, counting
@@ -106,7 +108,7 @@ def _count_here(classes: int, dims: int, ratios: Sequence[int], image: Sequence[
     case = Case("counted", 1, classes, tuple(image), native)
     inputs, plan = make_inputs(case), case.plan
     card = config.Target("cuda", 90, 132, 32)
-    full = launch._size(image)
+    full = size_in_space(image)
     configs = {
         "forward": config.forward_config(card, full, classes),
         "backward": config.backward_config(card, full, classes),
@@ -120,7 +122,7 @@ def _count_here(classes: int, dims: int, ratios: Sequence[int], image: Sequence[
         return launch.Shares(1, 1, 1, 1)
 
     launch.share_out = one_tile
-    arguments = (inputs.logits, inputs.target, list(inputs.parameters.values()), plan.encoded)
+    arguments = (inputs.logits, Target(inputs.target), list(inputs.parameters.values()), plan)
     out = {}
 
     def run(name: str, kernel: Any, call: Any) -> Any:
@@ -160,9 +162,9 @@ def _count_here(classes: int, dims: int, ratios: Sequence[int], image: Sequence[
         out[name] = {**shape, "launches": traffic.launches + kernels, **counts.as_dict()}
         return result
 
-    stats, _ = run("forward", launch.statistics_kernel, lambda: launch.forward(*arguments, True))
+    stats, _ = run("forward", launch.statistics_kernel, lambda: launch.forward(*arguments))
     pull = torch.ones_like(stats)
-    run("backward", launch.gradients_kernel, lambda: launch.backward(pull, *arguments, True))
+    run("backward", launch.gradients_kernel, lambda: launch.backward(pull, *arguments))
     return out
 
 

@@ -15,18 +15,18 @@ from lomix_fast.plan import MixPlan
 
 from .cuda_shapes import Shape, Tiles, call_layout, maps_of, pairs_of, shapes
 
-_SCALES, _MAPS, _SUBSETS, _NO_MAP = 6, 234, 63, 255
+_SCALES, _MAPS, _SUBSETS, _MIXES, _MIX_SHIFT, _NO_MAP = 8, 512, 255, 7, 12, 0xFFFF
 _MIX = {"orig": 0, "add": 0, "mul": 1, "cat": 2, "awf": 3}
 _COST = {0: 1, 1: 1, 2: 100, 3: 20}  # a member
 _INT64_LABELS = 4
 Floats = npt.NDArray[np.float32]
 
 
-_BYTES, _INTS, _LONGS, _AXES = ctypes.c_uint8, ctypes.c_int, ctypes.c_int64, ctypes.c_int * 3
+_BYTES, _SHORTS, _INTS, _LONGS, _AXES = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_int, ctypes.c_int64, ctypes.c_int * 3
 # Members of the structures of csrc/cuda/call.h that a launch fills in; where they lie is asked of the header.
 _MEMBERS: dict[str, dict[str, type]] = {
-    "Map": dict.fromkeys(("members", "first_pair", "number", "code"), _BYTES),
-    "Subset": {**dict.fromkeys(("members", "first_pair", "index"), _BYTES), "number": _BYTES * 4},
+    "Map": dict.fromkeys(("members", "first_pair", "number", "code"), _SHORTS),
+    "Subset": {**dict.fromkeys(("members", "first_pair", "index"), _SHORTS), "number": _SHORTS * _MIXES},
     "Scale": {
         **dict.fromkeys(("logits", "grad"), ctypes.c_uint64),
         **{"stride": _LONGS * 5, "grad_stride": _LONGS * 5, "partial": _LONGS},
@@ -228,8 +228,8 @@ def _fill_maps(call: Any, scales: int) -> None:
     for number, one in enumerate(MixPlan.create(scales).maps):
         members, mix = sum(1 << i for i in one.members), _MIX[one.operator]
         pair, index = max(one.first_pair, 0), max(one.subset, 0)
-        maps.append((_COST[mix] * len(one.members), (members, pair, number, mix << 6 | index)))
-        entry = subsets.setdefault(members, (pair, index, [_NO_MAP] * 4))
+        maps.append((_COST[mix] * len(one.members), (members, pair, number, mix << _MIX_SHIFT | index)))
+        entry = subsets.setdefault(members, (pair, index, [_NO_MAP] * _MIXES))
         entry[2][mix] = number
     maps.sort(key=lambda one: -one[0])  # stable
     call.num_maps, call.num_subsets = len(maps), len(subsets)

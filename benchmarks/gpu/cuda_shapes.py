@@ -19,8 +19,9 @@ int main() {
   using namespace lomix::cuda;
   for (int pass = 0; pass < 2; ++pass)
     for (int c = 1; c <= kMostFew; ++c)
-      for (int l = 1; l <= lomix::kMaxScales; ++l) {
-        const Shape s = pass ? backward_shape<float>(c, l, true) : forward_shape<float>(c, l);
+      for (int l = 1; l <= kFewScales; ++l) {
+        const Problem problem{c, l, true, false, false};
+        const Shape s = pass ? backward_shape<float>(problem) : forward_shape<float>(problem);
         std::printf("%d %d %d %d %d %d %d %d %lld %lld %lld %lld\\n", pass, c, l, s.threads, s.strip, s.least_strips,
                     s.most_strips, s.blocks, static_cast<long long>(s.shared_fixed),
                     static_cast<long long>(s.shared_per_strip), static_cast<long long>(s.room),
@@ -100,7 +101,7 @@ def call_layout(names: tuple[str, ...]) -> dict[str, int]:
 
 @cache
 def shapes() -> dict[tuple[str, int, int], Shape]:
-    """Shapes by pass, classes and scales, as the header has them.
+    """Shapes of calls that are not general, by pass, classes and scales, as the header has them.
 
     Raises:
         RuntimeError: the header does not compile.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from lomix_fast.kernels import config, launch, tables
+from lomix_fast.kernels.pixels import TARGET_FIELDS
+from lomix_fast.kernels.problem import size_in_space
 
 from .cards import (
     CARDS,
@@ -178,13 +180,14 @@ def worst(resources: Mapping[str, float]) -> tuple[str, float]:
 def spread_of(name: str, workload: Workload, problem: Problem, done: Executed, resident: int, card: Card) -> Spread:
     """How the tiles of "forward" or "backward" lie on a card, by the package's own rules."""
     target = config.Target("cuda", int(card.arch[3:]), card.cores, 32)
-    full = launch._size(workload.full)
+    full = size_in_space(workload.full)
     chosen = (config.forward_config if name == "forward" else config.backward_config)(target, full, problem.classes)
-    native = tuple(launch._size([-(-n // ratio) for n in workload.full]) for ratio in problem.ratios)
+    native = tuple(size_in_space([-(-n // ratio) for n in workload.full]) for ratio in problem.ratios)
     strides = ((0,) * 5,) * len(native)
     used = (True,) * len(native)
+    plain = (0,) * len(TARGET_FIELDS)
     shape = tables.geometry(
-        *(full, native, chosen.tile, strides, strides, (0,) * 4, used, workload.batch, problem.classes),
+        *(full, native, chosen.tile, strides, strides, plain, used, workload.batch, problem.classes),
         torch.device("cpu"),
     )
     shares = launch.share_out(workload.batch, shape.tiles, chosen, target, done.scratch, done.sums)

@@ -30,16 +30,14 @@ Call<T>::Call(const Inputs& inputs) {
   batch = first.size(0);
   problem.num_scales = static_cast<int64_t>(inputs.logits.size());
   problem.num_classes = first.size(1);
-  problem.num_pairs = problem.num_scales * (int64_t{1} << (problem.num_scales - 1)) - problem.num_scales;
-  problem.squared = inputs.squared;
+  problem.num_pairs = num_pairs(inputs);
+  problem.squared = inputs.rule.squared;
   problem.logit_type = logit_type(first.scalar_type());
-  problem.label_type = label_type(inputs.target.scalar_type());
-  const std::array<int64_t, 3> full = as_zyx(inputs.target.sizes(), 1, 1);
+  const std::array<int64_t, 3> full = as_zyx(inputs.target.sizes(), inputs.is_dense() ? 2 : 1, 1);
   problem.depth = full[0];
   problem.height = full[1];
   problem.width = full[2];
-  kept_.push_back(inputs.target.contiguous());
-  problem.labels = kept_.back().const_data_ptr();
+  read_target(inputs);
   problem.cat_bias = parameter(inputs.cat_bias, kLog2E);
   problem.awf_bias = parameter(inputs.awf_bias, kLog2E);
   read_plan(inputs);
@@ -47,6 +45,54 @@ Call<T>::Call(const Inputs& inputs) {
   make_projections(inputs);
   choose_block_width();
   make_units();
+}
+
+template <typename T>
+void Call<T>::read_target(const Inputs& inputs) {
+  TargetData<T>& target = problem.target;
+  const Rule& rule = inputs.rule;
+  target.dense = inputs.is_dense();
+  if (target.dense) {
+    const at::Tensor& values = inputs.target;
+    const std::array<int64_t, 3> stride = as_zyx(values.strides(), 2, 0);
+    target.values = values.const_data_ptr();
+    target.type = number_type(values.scalar_type());
+    target.stride[0] = values.stride(0);
+    target.stride[1] = values.stride(1);
+    std::copy(stride.begin(), stride.end(), target.stride + 2);
+  } else {
+    kept_.push_back(inputs.target.contiguous());
+    target.values = kept_.back().const_data_ptr();
+    target.type = label_type(inputs.target.scalar_type());
+  }
+  if (inputs.weight_map.has_value()) {
+    const at::Tensor& weight = *inputs.weight_map;
+    const std::array<int64_t, 3> stride = as_zyx(weight.strides(), 1, 0);
+    target.weight = weight.const_data_ptr();
+    target.weight_type = number_type(weight.scalar_type());
+    target.weight_stride[0] = weight.stride(0);
+    std::copy(stride.begin(), stride.end(), target.weight_stride + 1);
+  }
+  target.weighted_ce = rule.weighted_ce;
+  target.has_ignore = rule.ignore_index.has_value();
+  target.ignore = rule.ignore_index.value_or(0);
+  const bool is_mask = !inputs.weight_map || inputs.weight_map->scalar_type() == at::kBool || !rule.weighted_ce;
+  target.unit_weights = is_mask && !inputs.ce_weight && rule.label_smoothing == 0 && !target.dense;
+  target.uniform = !inputs.ce_weight;
+  const at::Tensor ones = at::ones({problem.num_classes}, at::kDouble);
+  const at::Tensor weight = inputs.ce_weight.has_value() ? inputs.ce_weight->to(at::kDouble) : ones;
+  target.a = parameter(weight, 1 - rule.label_smoothing);
+  target.b = parameter(weight, rule.label_smoothing / static_cast<double>(problem.num_classes));
+  target.ce_weight = parameter(weight);
+  bool has_extras = false;
+  for (size_t i = 0; i < inputs.maps.size(); i += 4) {
+    const auto op = static_cast<Operator>(inputs.maps[i]);
+    has_extras |= op > Operator::kAwf;
+    problem.bounded |= rule.bounded && op == Operator::kMul;
+  }
+  problem.kind = rule.sigmoid                                           ? Kind::kSigmoid
+                 : inputs.is_plain() && !has_extras && !problem.bounded ? Kind::kPlain
+                                                                        : Kind::kSoftmax;
 }
 
 template <typename T>

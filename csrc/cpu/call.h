@@ -28,6 +28,7 @@ class Call {
   const std::vector<Subset>& subsets() const { return subsets_; }
 
  private:
+  void read_target(const Inputs& inputs);
   void read_plan(const Inputs& inputs);
   void make_projections(const Inputs& inputs);
   void choose_block_width();

@@ -1,5 +1,8 @@
 // Backward pass of one unit: maps made again, their gradients pushed through softmax, mix and interpolation.
 #include "dispatch.h"
+#include "extras.h"
+#include "sigmoid.h"
+#include "targets.h"
 #include "unmix.h"
 
 namespace lomix::cpu {
@@ -32,53 +35,88 @@ int64_t backward_scratch(const Problem<T>& problem) {
   return arena.used();
 }
 
-// Gradients of the originals and of the maps of add, mul and awf, to their members and to the attention scores.
-template <typename T>
+template <Kind kKind>
+inline constexpr Pass backward_pass_of = kKind == Kind::kSigmoid ? Pass::kBare : Pass::kBackward;
+
+// dLoss/dmap of the map whose logits are in the tile, or whose exponentials if kMade, to [C, kTilePixels].
+template <Kind kKind, bool kMade, typename T>
+void differentiate(const Problem<T>& problem, const Tile<T>& tile, const T* grad, T* to) {
+  if constexpr (kKind == Kind::kSigmoid) {
+    push_sigmoid_gradient(tile, problem.squared, grad, to);
+  } else {
+    if constexpr (!kMade) exponentiate<false>(tile);
+    push_gradient<kKind>(tile, problem.squared, grad, to);
+  }
+}
+
+// The same of a scale by itself; also makes ready what sums of scales are made of.
+template <Kind kKind, typename T>
+void differentiate_scale(const Problem<T>& problem, const Tile<T>& tile, int l, const T* grad, T* to) {
+  if constexpr (kKind == Kind::kSigmoid) {
+    if (grad == nullptr) return;
+    make_simple<backward_pass_of<kKind>>(tile, Operator::kAdd, &l, 1);
+    differentiate<kKind, false>(problem, tile, grad, to);
+  } else {
+    if (grad == nullptr && !problem.has_add) return;
+    const Tile<T> made = exponentiate_scale<kKind, Pass::kBackward>(tile, l);
+    if (grad != nullptr) differentiate<kKind, true>(problem, made, grad, to);
+  }
+}
+
+// Gradients of the originals and of all maps but those of cat, to their members and to the attention scores.
+template <Kind kKind, typename T>
 void backward_pixels(const Problem<T>& problem, const Tile<T>& tile, const SubsetGrads<T>& to, const T* grad_stats,
                      PerScale<RowGrads<T>>& rows) {
   const int64_t C = problem.num_classes, map_size = C * kTilePixels;
-  const auto differentiate = [&](int map, const Tile<T>& made, T* grad) {
-    push_gradient(made, problem.squared, grad_stats + map * (1 + 2 * C), grad);
-  };
+  const auto pull_of = [&](int map) { return grad_stats + map * (1 + 2 * C); };
   for (int l = 0; l < problem.num_scales; ++l) {
     if (!problem.scales[l].used) continue;
     T* grad = to.scales + l * map_size;
     load_scale(tile, rows[l], l);
-    const Tile<T> made =
-        problem.original[l] >= 0 || problem.has_add ? exponentiate_scale<Pass::kBackward>(tile, l) : tile;
-    if (problem.original[l] >= 0) {
-      differentiate(problem.original[l], made, grad);
-    } else {
-      for (int64_t c = 0; c < C; ++c) std::memset(grad + c * kTilePixels, 0, sizeof(T) * tile.pixels());
-    }
+    if (kKind != Kind::kPlain && problem.bounded) bound_scale(tile, l);
+    const int original = problem.original[l];
+    differentiate_scale<kKind>(problem, tile, l, original < 0 ? nullptr : pull_of(original), grad);
+    for (int64_t c = 0; original < 0 && c < C; ++c) std::memset(grad + c * kTilePixels, 0, sizeof(T) * tile.pixels());
   }
   for (int64_t i = 0; i < problem.num_subsets; ++i) {
     const Subset& subset = problem.subsets[i];
-    const int add = subset.of(Operator::kAdd), mul = subset.of(Operator::kMul), awf = subset.of(Operator::kAwf);
     SubsetGrads<T> grads = to;
-    if (add < 0) {
-      grads.add = nullptr;
-    } else {
-      make_add<Pass::kBackward>(tile, subset.members, subset.size);
-      differentiate(add, tile, to.add);
+    const auto unless_none = [&](Operator op, T*& at, const auto& make) {
+      if (subset.of(op) < 0) {
+        at = nullptr;
+      } else {
+        make(pull_of(subset.of(op)), at);
+      }
+    };
+    if constexpr (kKind != Kind::kPlain) {
+      for (const Operator op : {Operator::kSub, Operator::kAvg, Operator::kMax}) {
+        if (subset.of(op) < 0) continue;
+        make_simple<backward_pass_of<kKind>>(tile, op, subset.members, subset.size);
+        differentiate<kKind, false>(problem, tile, pull_of(subset.of(op)), to.add);
+        unmix_simple(tile, op, subset.members, subset.size, to.add, to.scales);
+      }
     }
-    if (mul < 0) {
-      grads.mul = nullptr;
-    } else {
-      make_mul<Pass::kBackward>(tile, subset);
-      differentiate(mul, tile, to.mul);
-    }
-    if (awf < 0) {
-      grads.awf = nullptr;
-    } else {
-      make_awf<Pass::kBackward>(tile, subset, problem.awf_bias, rows);
-      differentiate(awf, tile, to.awf);
-    }
-    if (add >= 0 || mul >= 0 || awf >= 0) unmix_subset(tile, subset, grads);
+    unless_none(Operator::kAdd, grads.add, [&](const T* pull, T* at) {
+      if constexpr (kKind == Kind::kSigmoid) {
+        make_simple<backward_pass_of<kKind>>(tile, Operator::kAdd, subset.members, subset.size);
+      } else {
+        make_add<Pass::kBackward>(tile, subset.members, subset.size);
+      }
+      differentiate<kKind, true>(problem, tile, pull, at);
+    });
+    unless_none(Operator::kMul, grads.mul, [&](const T* pull, T* at) {
+      make_mul<backward_pass_of<kKind>>(tile, subset);
+      differentiate<kKind, false>(problem, tile, pull, at);
+    });
+    unless_none(Operator::kAwf, grads.awf, [&](const T* pull, T* at) {
+      make_awf<backward_pass_of<kKind>>(tile, subset, problem.awf_bias, rows);
+      differentiate<kKind, false>(problem, tile, pull, at);
+    });
+    if (grads.add != nullptr || grads.mul != nullptr || grads.awf != nullptr) unmix_subset(tile, subset, grads);
   }
 }
 
-template <typename T>
+template <Kind kKind, typename T>
 void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* grad_stats) {
   const Tile<T>& tile = state.tile;
   const SubsetGrads<T>& grads = state.grads;
@@ -89,7 +127,7 @@ void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* 
     SubsetGrads<T> to = grads;
     to.scores += tile.offset(r);
     to.scales += tile.offset(r);
-    backward_pixels(problem, part, to, grad_stats, state.rows);
+    backward_pixels<kKind>(problem, part, to, grad_stats, state.rows);
   }
   for (int64_t l = 0; l < problem.num_scales; ++l) {
     if (problem.scales[l].used) state.rows[l].spread_raw(tile, grads.scales + l * C * kTilePixels);
@@ -99,8 +137,8 @@ void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* 
     const Subset& subset = problem.subsets[i];
     const int cat = subset.of(Operator::kCat);
     if (cat >= 0) {
-      make_cat<Pass::kBackward>(tile, subset, problem.cat_bias, state.rows);
-      push_gradient(tile, problem.squared, grad_stats + cat * (1 + 2 * C), grads.cat);
+      make_cat<backward_pass_of<kKind>>(tile, subset, problem.cat_bias, state.rows);
+      differentiate<kKind, false>(problem, tile, grad_stats + cat * (1 + 2 * C), grads.cat);
     }
     for (int j = 0; j < subset.size; ++j) {
       const RowGrads<T>& to = state.rows[subset.members[j]];
@@ -111,9 +149,8 @@ void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* 
   }
 }
 
-template <typename T>
-void backward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, const ProjectionGrads& out) {
-  const FlushSubnormals flush;
+template <Kind kKind, typename T>
+void backward_kind(const Problem<T>& problem, const Unit& unit, void* scratch, const ProjectionGrads& out) {
   Arena arena(scratch);
   BackwardState<T> state(problem, arena);
   const int64_t L = problem.num_scales, C = problem.num_classes;
@@ -129,12 +166,25 @@ void backward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, c
   const auto group = [&](int64_t y, int64_t y_end) {
     for (int64_t l = 0; l < L; ++l) state.rows[l].ensure(y, y_end);
   };
-  const auto work = [&] { backward_tile(problem, state, grad_stats); };
+  const auto work = [&](const Place& at) {
+    load_target<kKind, T>(problem, state.tile, at, nullptr);
+    backward_tile<kKind>(problem, state, grad_stats);
+  };
   const auto finish = [&] {
     for (int64_t l = 0; l < L; ++l) state.rows[l].finish();
   };
   sweep(problem, unit, state.tile, state.rows, start, group, work, finish);
   for (int64_t l = 0; l < L; ++l) state.rows[l].drain();
+}
+
+template <typename T>
+void backward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, const ProjectionGrads& out) {
+  const FlushSubnormals flush;
+  switch (problem.kind) {
+    case Kind::kPlain: return backward_kind<Kind::kPlain>(problem, unit, scratch, out);
+    case Kind::kSoftmax: return backward_kind<Kind::kSoftmax>(problem, unit, scratch, out);
+    case Kind::kSigmoid: return backward_kind<Kind::kSigmoid>(problem, unit, scratch, out);
+  }
 }
 
 }  // namespace CPU_CAPABILITY

@@ -1,7 +1,9 @@
 // Forward pass of one unit: every map of the plan made, exponentiated and summed, tile by tile.
 #include "dispatch.h"
-#include "mix.h"
+#include "extras.h"
+#include "sigmoid.h"
 #include "statistics.h"
+#include "targets.h"
 
 namespace lomix::cpu {
 inline namespace CPU_CAPABILITY {
@@ -13,12 +15,12 @@ struct ForwardState {
   Tile<T> tile;
   PerScale<ScaleRows<T>> rows;
   T* sums;    // [M] of MapSums
-  T* labels;  // [C] vectors, how many pixels have each label
+  T* counts;  // [1 + C] vectors, what recipes need to know of the target
   ForwardState(const Problem<T>& problem, Arena& arena)
       : tile(problem, arena),
         rows(problem, arena),
         sums(arena.take<T>(problem.num_maps * MapSums<T>::size(problem.num_classes))),
-        labels(arena.take_zeros<T>(problem.num_classes * kWidth<T>)) {}
+        counts(arena.take_zeros<T>((1 + problem.num_classes) * kWidth<T>)) {}
 };
 
 template <typename T>
@@ -28,19 +30,42 @@ int64_t forward_scratch(const Problem<T>& problem) {
   return arena.used();
 }
 
-template <typename T>
+template <Kind kKind>
+inline constexpr Pass forward_pass_of = kKind == Kind::kPlain     ? Pass::kForward
+                                        : kKind == Kind::kSoftmax ? Pass::kBackward
+                                                                  : Pass::kBare;
+
+// The sums of the map whose logits are in the tile.
+template <Kind kKind, typename T>
+void add_map(const Problem<T>& problem, const Tile<T>& tile, const MapSums<T>& sums) {
+  if constexpr (kKind == Kind::kSigmoid) {
+    add_sigmoid_statistics(problem, tile, sums);
+  } else {
+    exponentiate<kKind == Kind::kSoftmax>(tile);
+    add_statistics<kKind>(problem, tile, false, sums);
+  }
+}
+
+template <Kind kKind, typename T>
 void forward_part(const Problem<T>& problem, ForwardState<T>& state, const Tile<T>& tile) {
-  const auto add = [&](int map, const Tile<T>& made, bool small_sums) {
-    const MapSums<T> sums{state.sums + map * MapSums<T>::size(problem.num_classes)};
-    add_statistics(made, problem.squared, small_sums, sums);
-  };
+  constexpr bool kPlain = kKind == Kind::kPlain, kSigmoid = kKind == Kind::kSigmoid;
+  constexpr Pass kPass = forward_pass_of<kKind>;
+  const auto sums_of = [&](int map) { return MapSums<T>{state.sums + map * MapSums<T>::size(problem.num_classes)}; };
   for (int l = 0; l < problem.num_scales; ++l) {
     if (!problem.scales[l].used) continue;
     load_scale(tile, state.rows[l], l);
-    load_own(tile, l);
-    if (problem.original[l] < 0 && !problem.has_add) continue;
-    const Tile<T> made = exponentiate_scale<Pass::kForward>(tile, l);
-    if (problem.original[l] >= 0) add(problem.original[l], made, false);
+    if constexpr (kPlain) load_own(tile, l);
+    if (!kPlain && problem.bounded) bound_scale(tile, l);
+    const int original = problem.original[l];
+    if constexpr (kSigmoid) {
+      if (original < 0) continue;
+      make_simple<kPass>(tile, Operator::kAdd, &l, 1);
+      add_map<kKind>(problem, tile, sums_of(original));
+    } else {
+      if (original < 0 && !problem.has_add) continue;
+      const Tile<T> made = exponentiate_scale<kKind, Pass::kForward>(tile, l);
+      if (original >= 0) add_statistics<kKind>(problem, made, false, sums_of(original));
+    }
   }
   // One operator after the other: what the maps of one operator read fits the first-level cache better than all of it.
   const auto for_maps = [&](Operator op, const auto& make) {
@@ -48,29 +73,41 @@ void forward_part(const Problem<T>& problem, ForwardState<T>& state, const Tile<
       const int map = problem.subsets[i].of(op);
       if (map < 0) continue;
       make(problem.subsets[i]);
-      add(map, tile, op == Operator::kAdd);
+      if (!kSigmoid && op == Operator::kAdd) {
+        add_statistics<kKind>(problem, tile, true, sums_of(map));
+      } else {
+        add_map<kKind>(problem, tile, sums_of(map));
+      }
     }
   };
-  for_maps(Operator::kAdd, [&](const Subset& subset) { make_add<Pass::kForward>(tile, subset.members, subset.size); });
-  for_maps(Operator::kMul, [&](const Subset& subset) { make_mul<Pass::kForward>(tile, subset); });
-  for_maps(Operator::kAwf,
-           [&](const Subset& subset) { make_awf<Pass::kForward>(tile, subset, problem.awf_bias, state.rows); });
+  const auto simple = [&](Operator op) {
+    for_maps(op, [&](const Subset& subset) { make_simple<kPass>(tile, op, subset.members, subset.size); });
+  };
+  if constexpr (kSigmoid) {
+    simple(Operator::kAdd);
+  } else {
+    for_maps(Operator::kAdd,
+             [&](const Subset& subset) { make_add<Pass::kForward>(tile, subset.members, subset.size); });
+  }
+  for_maps(Operator::kMul, [&](const Subset& subset) { make_mul<kPass>(tile, subset); });
+  for_maps(Operator::kAwf, [&](const Subset& subset) { make_awf<kPass>(tile, subset, problem.awf_bias, state.rows); });
+  if constexpr (!kPlain) {
+    for (const Operator op : {Operator::kSub, Operator::kAvg, Operator::kMax}) simple(op);
+  }
 }
 
-template <typename T>
+template <Kind kKind, typename T>
 void forward_cat(const Problem<T>& problem, ForwardState<T>& state, const Tile<T>& tile) {
   for (int64_t i = 0; i < problem.num_subsets; ++i) {
     const int map = problem.subsets[i].of(Operator::kCat);
     if (map < 0) continue;
-    make_cat<Pass::kForward>(tile, problem.subsets[i], problem.cat_bias, state.rows);
-    const MapSums<T> sums{state.sums + map * MapSums<T>::size(problem.num_classes)};
-    add_statistics(tile, problem.squared, false, sums);
+    make_cat<forward_pass_of<kKind>>(tile, problem.subsets[i], problem.cat_bias, state.rows);
+    add_map<kKind>(problem, tile, MapSums<T>{state.sums + map * MapSums<T>::size(problem.num_classes)});
   }
 }
 
-template <typename T>
-void forward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, const StatsOut& out) {
-  const FlushSubnormals flush;
+template <Kind kKind, typename T>
+void forward_kind(const Problem<T>& problem, const Unit& unit, void* scratch, const StatsOut& out) {
   Arena arena(scratch);
   ForwardState<T> state(problem, arena);
   const int64_t C = problem.num_classes;
@@ -80,10 +117,8 @@ void forward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, co
   int64_t additions = 0;
   const auto drain = [&] {
     each_map([&](const MapSums<T>& sums, int64_t m) { sums.drain(C, out.stats + m * (1 + 2 * C)); });
-    for (int64_t c = 0; c < C; ++c) {
-      out.label_counts[c] += static_cast<int64_t>(horizontal_sum(Vec<T>::loadu(state.labels + c * kWidth<T>)));
-    }
-    std::memset(state.labels, 0, sizeof(T) * C * kWidth<T>);
+    for (int64_t c = 0; c <= C; ++c) out.counts[c] += horizontal_sum(Vec<T>::loadu(state.counts + c * kWidth<T>));
+    std::memset(state.counts, 0, sizeof(T) * (1 + C) * kWidth<T>);
     additions = 0;
   };
   const auto start = [&](int64_t z, int64_t x, int64_t tiles) {
@@ -94,25 +129,29 @@ void forward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, co
       state.rows[l].ensure(y, y_end, [](int64_t, int64_t) {}, [](int64_t) {});
     }
   };
-  const auto work = [&] {
-    const Tile<T>& tile = state.tile;
-    for (int64_t c = 0; c < C; ++c) {
-      Vec<T> count = Vec<T>::loadu(state.labels + c * kWidth<T>);
-      for (int64_t p = 0, end = tile.pixels(); p < end; p += kWidth<T>) {
-        count = count + Vec<T>::loadu(tile.one_hot + c * kTilePixels + p);
-      }
-      count.store(state.labels + c * kWidth<T>);
-    }
+  const auto work = [&](const Place& at) {
+    Tile<T>& tile = state.tile;
+    load_target<kKind>(problem, tile, at, state.counts);
     for (int64_t r = 0; r < tile.rows; r += kPartRows) {
-      forward_part(problem, state, tile.part(r, tile.rows - r < kPartRows ? tile.rows - r : kPartRows));
+      forward_part<kKind>(problem, state, tile.part(r, tile.rows - r < kPartRows ? tile.rows - r : kPartRows));
     }
-    forward_cat(problem, state, tile);
+    forward_cat<kKind>(problem, state, tile);
     additions += tile.rows * tile.columns;
     if (additions >= kMostAdditions) drain();
   };
   each_map([&](const MapSums<T>& sums, int64_t) { sums.clear(C); });
   sweep(problem, unit, state.tile, state.rows, start, group, work, [] {});
   drain();
+}
+
+template <typename T>
+void forward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, const StatsOut& out) {
+  const FlushSubnormals flush;
+  switch (problem.kind) {
+    case Kind::kPlain: return forward_kind<Kind::kPlain>(problem, unit, scratch, out);
+    case Kind::kSoftmax: return forward_kind<Kind::kSoftmax>(problem, unit, scratch, out);
+    case Kind::kSigmoid: return forward_kind<Kind::kSigmoid>(problem, unit, scratch, out);
+  }
 }
 
 }  // namespace CPU_CAPABILITY

@@ -6,76 +6,23 @@
 #include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
-#include <sstream>
 
+#include "check_values.h"
 #include "dispatch.h"
 #include "strided.h"
 
 namespace lomix::cpu {
 namespace {
 
-template <typename Label>
-int64_t first_bad_label(const Label* labels, int64_t count, int64_t num_classes) {
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t label = static_cast<int64_t>(labels[i]);
-    if (label < 0 || label >= num_classes) return i;
-  }
-  return -1;
-}
-
-template <typename T>
-int64_t first_bad_label(const Problem<T>& problem, int64_t begin, int64_t end) {
-  const auto find = [&](const auto* labels) {
-    const int64_t at = first_bad_label(labels + begin, end - begin, problem.num_classes);
-    return at < 0 ? at : begin + at;
-  };
-  switch (problem.label_type) {
-    case LabelType::kUInt8: return find(static_cast<const uint8_t*>(problem.labels));
-    case LabelType::kInt8: return find(static_cast<const int8_t*>(problem.labels));
-    case LabelType::kInt16: return find(static_cast<const int16_t*>(problem.labels));
-    case LabelType::kInt32: return find(static_cast<const int32_t*>(problem.labels));
-    default: return find(static_cast<const int64_t*>(problem.labels));
-  }
-}
-
-template <typename T>
-void check_labels(const Problem<T>& problem, const at::Tensor& target) {
-  constexpr int64_t kPart = 65536;
-  const int64_t count = target.numel(), parts = (count + kPart - 1) / kPart;
-  std::vector<int64_t> bad(static_cast<size_t>(parts), -1);
-  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      bad[static_cast<size_t>(i)] = first_bad_label(problem, i * kPart, std::min(count, (i + 1) * kPart));
-    }
-  });
-  for (int64_t at : bad) {
-    if (at < 0) continue;
-    std::ostringstream where;
-    int64_t rest = at, size = count;
-    std::vector<int64_t> position;
-    for (int64_t axis = 0; axis < target.dim(); ++axis) {
-      size /= target.size(axis);
-      position.push_back(rest / size);
-      where << (axis == 0 ? "(" : ", ") << rest / size;
-      rest %= size;
-    }
-    at::Tensor entry = target;
-    for (int64_t p : position) entry = entry.select(0, p);
-    TORCH_CHECK_VALUE(false, "target: got the label ", entry.item<int64_t>(), " at index ", where.str(),
-                      "), expected labels in [0, ", problem.num_classes, ") for ", problem.num_classes,
-                      " classes; remap the labels or raise num_classes");
-  }
-}
-
 template <typename T>
 std::tuple<at::Tensor, at::Tensor> forward(const Inputs& inputs) {
   Call<T> call(inputs);
   const Problem<T>& problem = call.problem;
-  check_labels(problem, inputs.target);
+  check_values(inputs);
   const int64_t C = problem.num_classes, columns = problem.num_maps * (1 + 2 * C);
   const int64_t num_units = static_cast<int64_t>(call.units.size());
   std::vector<double> stats(static_cast<size_t>(num_units * columns), 0.0);
-  std::vector<int64_t> counts(static_cast<size_t>(num_units * C), 0);
+  std::vector<double> counts(static_cast<size_t>(num_units * (1 + C)), 0.0);
 
   // 1. sums of every unit
   const Kernels<T>& run = kernels<T>();
@@ -83,7 +30,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const Inputs& inputs) {
   at::parallel_for(0, num_units, 1, [&](int64_t begin, int64_t end) {
     const c10::DataPtr scratch = c10::GetCPUAllocator()->allocate(static_cast<size_t>(scratch_size));
     for (int64_t i = begin; i < end; ++i) {
-      run.forward(problem, call.units[i], scratch.get(), {stats.data() + i * columns, counts.data() + i * C});
+      run.forward(problem, call.units[i], scratch.get(), {stats.data() + i * columns, counts.data() + i * (1 + C)});
     }
   });
 
@@ -93,19 +40,17 @@ std::tuple<at::Tensor, at::Tensor> forward(const Inputs& inputs) {
   at::Tensor target_out = at::empty({call.batch, 1 + C}, options);
   T* to = out.template mutable_data_ptr<T>();
   T* target_to = target_out.template mutable_data_ptr<T>();
-  const int64_t pixels = problem.depth * problem.height * problem.width;
+  const auto total = [&](const std::vector<double>& of, int64_t b, int64_t column, int64_t apart) {
+    double sum = 0;
+    for (int64_t i = b * call.units_per_sample; i < (b + 1) * call.units_per_sample; ++i) sum += of[i * apart + column];
+    return sum;
+  };
+  const double pixels = static_cast<double>(problem.depth * problem.height * problem.width);
   for (int64_t b = 0; b < call.batch; ++b) {
-    const int64_t first = b * call.units_per_sample, last = first + call.units_per_sample;
-    for (int64_t k = 0; k < columns; ++k) {
-      double sum = 0;
-      for (int64_t i = first; i < last; ++i) sum += stats[i * columns + k];
-      to[b * columns + k] = static_cast<T>(sum);
-    }
-    target_to[b * (1 + C)] = static_cast<T>(pixels);
-    for (int64_t c = 0; c < C; ++c) {
-      int64_t sum = 0;
-      for (int64_t i = first; i < last; ++i) sum += counts[i * C + c];
-      target_to[b * (1 + C) + 1 + c] = static_cast<T>(sum);
+    for (int64_t k = 0; k < columns; ++k) to[b * columns + k] = static_cast<T>(total(stats, b, k, columns));
+    for (int64_t k = 0; k <= C; ++k) {
+      const bool is_plain_count = k == 0 && problem.kind == Kind::kPlain;
+      target_to[b * (1 + C) + k] = static_cast<T>(is_plain_count ? pixels : total(counts, b, k, 1 + C));
     }
   }
   return {out, target_out};

@@ -1,4 +1,5 @@
-// The maps of a tile: each leaves the exponentials of one map in tile.map, with their sums, inverses and margins.
+// The maps of a tile. Each leaves the logits of one map in tile.map, in units of log2, with the largest of each pixel;
+// but the sum of scales leaves exponentials, with their sums, inverses and margins.
 #pragma once
 
 #include "softmax.h"
@@ -14,12 +15,16 @@ inline void with_size(int size, const F& f) {
     case 3: return f.template operator()<3>();
     case 4: return f.template operator()<4>();
     case 5: return f.template operator()<5>();
-    default: return f.template operator()<6>();
+    case 6: return f.template operator()<6>();
+    case 7: return f.template operator()<7>();
+    default: return f.template operator()<8>();
   }
 }
 
-// Both passes make the same maps; only the forward pass needs their margins.
-enum class Pass { kForward, kBackward };
+// Both passes make the same maps; only the forward pass of plain problems needs to know the logit of the label, for the
+// margins. In other problems margins are made with the exponentials.
+// kBare is for sigmoids, which need no largest logit either.
+enum class Pass { kForward, kBackward, kBare };
 
 // tile.map = value(p, at) for every pixel p and class, `at` being their place in an array [C, ..]; tile.top the largest
 // of each pixel's, tile.margin that minus own(p). All in units of log2.
@@ -38,9 +43,10 @@ inline LOMIX_INLINE void make_logits(const Tile<T>& tile, const Value& value, co
       repeat<N>([&](int n) LOMIX_INLINE {
         const Vec<T> x = value(p + n * kV, at + n * kV);
         x.store(map + at + n * kV);
-        top[n] = larger(x, top[n]);
+        if constexpr (kPass != Pass::kBare) top[n] = larger(x, top[n]);
       });
     }
+    if constexpr (kPass == Pass::kBare) return;
     repeat<N>([&](int n) LOMIX_INLINE {
       top[n].store(top_at + p + n * kV);
       if constexpr (kPass == Pass::kForward) (top[n] - own(p + n * kV)).store(margin + p + n * kV);
@@ -50,17 +56,18 @@ inline LOMIX_INLINE void make_logits(const Tile<T>& tile, const Value& value, co
 
 // Exponentials of one scale and their margin: what all sums of scales are made of. Returns the tile with the scale's
 // own map in it.
-template <Pass kPass, typename T>
+template <Kind kKind, Pass kPass, typename T>
 Tile<T> exponentiate_scale(const Tile<T>& tile, int64_t l) {
+  constexpr Pass kOwn = kKind == Kind::kPlain ? kPass : Pass::kBackward;
   const Vec<T> unit(kLog2E<T>);
   const T *from = tile.scale(l), *own = tile.own + l * kTilePixels;
   Tile<T> here = tile;
   here.map = tile.exponential(l);
   here.margin = tile.margins + l * kTilePixels;
-  make_logits<kPass>(
+  make_logits<kOwn>(
       here, [&](int64_t, int64_t at) LOMIX_INLINE { return unit * Vec<T>::loadu(from + at); },
       [&](int64_t p) LOMIX_INLINE { return unit * Vec<T>::loadu(own + p); });
-  exponentiate(here);
+  exponentiate<kKind == Kind::kSoftmax && kPass == Pass::kForward>(here);
   return here;
 }
 
@@ -74,7 +81,7 @@ template <typename T>
 __attribute__((noinline)) void add_logits(const Tile<T>& tile, const int* members, int size, int64_t p) {
   const Vec<T> unit(kLog2E<T>);
   const int64_t end = tile.num_classes * kTilePixels;
-  Vec<T> top(-std::numeric_limits<T>::infinity()), own(0), sum(0);
+  Vec<T> top(-std::numeric_limits<T>::infinity()), own(0), sum(0), margin(0);
   for (int64_t at = p; at < end; at += kTilePixels) {
     Vec<T> logit(0);
     for (int j = 0; j < size; ++j) logit = logit + Vec<T>::loadu(tile.scale(members[j]) + at);
@@ -84,12 +91,13 @@ __attribute__((noinline)) void add_logits(const Tile<T>& tile, const int* member
     own = Vec<T>::blendv(own, logit, Vec<T>::loadu(tile.one_hot + at) > Vec<T>(0));
   }
   for (int64_t at = p; at < end; at += kTilePixels) {
-    const Vec<T> e = exp2_softmax(Vec<T>::loadu(tile.map + at) - top);
+    const Vec<T> power = Vec<T>::loadu(tile.map + at) - top, e = exp2_softmax(power);
     e.store(tile.map + at);
     sum = sum + e;
+    if (tile.share != nullptr) margin = margin - shared(Vec<T>::loadu(tile.share + at), power);
   }
   sum.store(tile.sum + p);
-  (top - own).store(tile.margin + p);
+  (tile.share != nullptr ? margin : top - own).store(tile.margin + p);
 }
 
 // The sum of scales. exp of a sum is the product of the exponentials, so none is computed here.
@@ -140,7 +148,7 @@ void make_mul(const Tile<T>& tile, const Subset& subset) {
     const Vec<T> unit(kLog2E<T>);
     const T *value[kSize], *own[kSize];
     for (int j = 0; j < kSize; ++j) {
-      value[j] = tile.scale(subset.members[j]);
+      value[j] = tile.multiplier(subset.members[j]);
       own[j] = tile.own + subset.members[j] * kTilePixels;
     }
     const auto product = [&](const T* const* of, int64_t at) LOMIX_INLINE {
@@ -152,7 +160,6 @@ void make_mul(const Tile<T>& tile, const Subset& subset) {
         tile, [&](int64_t, int64_t at) LOMIX_INLINE { return product(value, at); },
         [&](int64_t p) LOMIX_INLINE { return product(own, p); });
   });
-  exponentiate(tile);
 }
 
 // Enlarged native rows that the members' output row r is blended from, and with which weights. Row j of `lo` and `hi`
@@ -200,12 +207,13 @@ inline LOMIX_INLINE void make_cat_row(const Tile<T>& tile, const BlendedRows<kSi
                       LOMIX_INLINE { repeat<N>([&](int n) LOMIX_INLINE { x[n] = rows.add(j, row + n * kV, x[n]); }); });
     repeat<N>([&](int n) LOMIX_INLINE {
       x[n].store(map + at + n * kV);
-      top[n] = larger(x[n], top[n]);
+      if constexpr (kPass != Pass::kBare) top[n] = larger(x[n], top[n]);
       if constexpr (kPass == Pass::kForward) {
         own[n] = at::vec::fmadd(x[n], Vec<T>::loadu(one_hot + at + n * kV), own[n]);
       }
     });
   }
+  if constexpr (kPass == Pass::kBare) return;
   repeat<N>([&](int n) LOMIX_INLINE {
     top[n].store(tile.top + p + n * kV);
     if constexpr (kPass == Pass::kForward) (top[n] - own[n]).store(tile.margin + p + n * kV);
@@ -226,7 +234,6 @@ void make_cat(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale
       if (v < tile.columns) make_cat_row<kPass, kSize, 1>(tile, blended, b, v * kV, p + v * kV);
     }
   });
-  exponentiate(tile);
 }
 
 // tile.attention = softmax over the members of their scores u . P + v, projected like cat; then the members so
@@ -277,7 +284,6 @@ void make_awf(const Tile<T>& tile, const Subset& subset, const T* bias, PerScale
         tile, [&](int64_t p, int64_t at) LOMIX_INLINE { return weighted(value, p, at); },
         [&](int64_t p) LOMIX_INLINE { return weighted(own, p, p); });
   });
-  exponentiate(tile);
 }
 
 }  // namespace CPU_CAPABILITY

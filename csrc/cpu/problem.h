@@ -53,12 +53,37 @@ struct Scale {
   int64_t slots;        // native rows that the output rows of one tile can touch together
 };
 
+// How a pixel is judged. Plain: class numbers that all count alike, under softmax, with the four operators of the
+// paper; the others take any target, weights and operators.
+enum class Kind { kPlain, kSoftmax, kSigmoid };
+
+// What the maps are held against. Weights and shares are made of it tile by tile (targets.h).
+template <typename T>
+struct TargetData {
+  // Class numbers [B, D, H, W], contiguous, all in [0, C) or ignored; or when dense [B, C, D, H, W] with any strides.
+  const void* values;
+  LabelType type;
+  bool dense;
+  int64_t stride[5];   // of dense values, in elements: b, c, z, y, x
+  const void* weight;  // [B, D, H, W] or null
+  LabelType weight_type;
+  int64_t weight_stride[4];
+  bool weighted_ce;   // whether `weight` is for cross-entropy too
+  bool unit_weights;  // all that cross-entropy is multiplied with is 0 or 1
+  bool uniform;       // positives weigh in cross-entropy what negatives do
+  bool has_ignore;
+  int64_t ignore;
+  // Cross-entropy takes t_c = a_c y_c + b_c for class c; null for plain ones.
+  const T *a, *b;
+  const T* ce_weight;  // [C], what class numbers add to the normalisation
+};
+
 // The maps made from one subset of scales. Row numbers are those of `Scale::projection`, -1 where the plan lacks the
 // map.
 struct Subset {
   int size;
   int members[kMaxScales];  // increasing scale numbers, 0 the coarsest
-  int map[5];               // by Operator: row of the statistics, -1 where there is none
+  int map[kOperators];      // by Operator: row of the statistics, -1 where there is none
   int cat_row[kMaxScales];  // first of C rows
   int awf_row[kMaxScales];
   int index;       // row of b [S, C]
@@ -84,15 +109,16 @@ struct Problem {
   int64_t num_scales, num_classes, num_maps, num_pairs, num_subsets;
   int64_t depth, height, width;  // full size
   int64_t block_width;           // output columns that are swept together, a multiple of kTileWidth
-  bool squared;                  // Q_c sums s^2 rather than s
+  Kind kind;
+  bool squared;  // Q_c sums s^2 rather than s
   bool has_add;
+  bool bounded;  // some map is a product of bounded factors
   LogitType logit_type;
-  LabelType label_type;
+  TargetData<T> target;
   Scale<T> scales[kMaxScales];
   int original[kMaxScales];  // row of the statistics of each scale's own map, -1 where the plan lacks it
   const Subset* subsets;     // [num_subsets], only those with a map
   const Unit* units;
-  const void* labels;   // [B, D, H, W], contiguous, all in [0, C)
   const T* cat_bias;    // b [S, C], times log2(e)
   const T* awf_bias;    // v [K], times log2(e)
   const T* grad_stats;  // [B, M, 1 + 2C]
@@ -101,8 +127,8 @@ struct Problem {
 
 // Sums that one unit adds to. Doubles: a unit may hold millions of pixels.
 struct StatsOut {
-  double* stats;          // [M, 1 + 2C]
-  int64_t* label_counts;  // [C]
+  double* stats;   // [M, 1 + 2C]
+  double* counts;  // [1 + C], see target_stats in lomix_fast/target.py
 };
 struct ProjectionGrads {
   double* scale[kMaxScales];  // [rows, C + 1]: gradient of `Scale::projection`, then of what is added to its result

@@ -35,12 +35,29 @@ struct MapSums {
   }
 };
 
-// Add I_c and Q_c of kCount classes from c on, c a multiple of kGroup.
-template <int kCount, bool kSquared, typename T>
+// Add sums of kGroups groups of classes to where they are kept.
+template <int kGroups, typename T>
+inline LOMIX_INLINE void add_groups(const Vec<T>* i, const Vec<T>* q, T* to) {
+  constexpr int64_t kV = kWidth<T>;
+  repeat<kGroups>([&](int g) LOMIX_INLINE {
+    const int k = g * kGroup<T>;
+    Vec<T> sums;
+    if constexpr (kGroup<T> == 1) {
+      sums = interleave_sums(i[k], q[k]);
+    } else {
+      sums = interleave_sums(i[k], i[k + 1], q[k], q[k + 1]);
+    }
+    (Vec<T>::loadu(to + g * kV) + sums).store(to + g * kV);
+  });
+}
+
+// Add I_c and Q_c of kCount classes from c on, c a multiple of kGroup, of the exponentials in tile.map.
+template <Kind kKind, int kCount, bool kSquared, typename T>
 void add_dice_of(const Tile<T>& tile, int c, T* groups) {
   constexpr int64_t kV = kWidth<T>;
   const int64_t pixels = tile.pixels();
-  const T *map = tile.map + c * kTilePixels, *one_hot = tile.one_hot + c * kTilePixels, *inverse_at = tile.inverse;
+  const T *map = tile.map + c * kTilePixels, *one_hot = tile.one_hot + c * kTilePixels;
+  const T *inverse_at = tile.inverse, *weight_at = tile.weight;
   constexpr int kGroups = (kCount + kGroup<T> - 1) / kGroup<T>;
   Vec<T> i[kGroups * kGroup<T>], q[kGroups * kGroup<T>];
   repeat<kGroups * kGroup<T>>([&](int k) LOMIX_INLINE {
@@ -49,24 +66,19 @@ void add_dice_of(const Tile<T>& tile, int c, T* groups) {
   });
   for (int64_t p = 0; p < pixels; p += kV) {
     const Vec<T> inverse = Vec<T>::loadu(inverse_at + p);
+    Vec<T> weight;
+    if constexpr (kKind != Kind::kPlain) weight = Vec<T>::loadu(weight_at + p);
     repeat<kCount>([&](int k) LOMIX_INLINE {
       const Vec<T> s = Vec<T>::loadu(map + k * kTilePixels + p) * inverse;
       i[k] = at::vec::fmadd(s, Vec<T>::loadu(one_hot + k * kTilePixels + p), i[k]);
-      q[k] = kSquared ? at::vec::fmadd(s, s, q[k]) : q[k] + s;
+      if constexpr (kKind == Kind::kPlain) {
+        q[k] = kSquared ? at::vec::fmadd(s, s, q[k]) : q[k] + s;
+      } else {
+        q[k] = at::vec::fmadd(kSquared ? s * s : s, weight, q[k]);
+      }
     });
   }
-  T* to = groups + c / kGroup<T> * kV;
-  repeat<kGroups>([&](int g) LOMIX_INLINE {
-    const int k = g * kGroup<T>;
-    Vec<T> sums;
-    if constexpr (kGroup<T> == 1) {
-      sums = interleave_sums(i[k], q[k]);
-    } else {
-      const Vec<T> i0 = i[k], i1 = i[k + 1], q0 = q[k], q1 = q[k + 1];
-      sums = interleave_sums(i0, i1, q0, q1);
-    }
-    (Vec<T>::loadu(to + g * kV) + sums).store(to + g * kV);
-  });
+  add_groups<kGroups>(i, q, groups + c / kGroup<T> * kV);
 }
 
 // Call f.template operator()<count>() with a count from 1 to kMost as a constant.
@@ -76,7 +88,7 @@ inline void with_count(int count, const F& f) {
   if constexpr (kMost > 1) with_count<kMost - 1>(count, f);
 }
 
-template <bool kSquared, typename T>
+template <Kind kKind, bool kSquared, typename T>
 void add_dice(const Tile<T>& tile, T* groups) {
   constexpr int kMost = sizeof(Vec<T>) == 64 ? 12 : 6;  // as many as registers hold the sums of
   const int C = tile.num_classes;
@@ -84,30 +96,47 @@ void add_dice(const Tile<T>& tile, T* groups) {
     // What is left in two parts of about the same size rather than a large and a tiny one.
     const int left = C - c;
     const int count = left <= kMost ? left : left < 2 * kMost ? left / 2 & -kGroup<T> : kMost;
-    with_count<kMost>(count, [&]<int kCount>() { add_dice_of<kCount, kSquared>(tile, c, groups); });
+    with_count<kMost>(count, [&]<int kCount>() { add_dice_of<kKind, kCount, kSquared>(tile, c, groups); });
     c += count;
   }
 }
 
-// Add the statistics of the map whose exponentials are in the tile. `small_sums`: they may be less than 1.
-template <typename T>
-void add_statistics(const Tile<T>& tile, bool squared, bool small_sums, const MapSums<T>& out) {
+// Add the cross-entropy of the map whose exponentials are in the tile. `small_sums`: they may be less than 1.
+// kUnits: what the logarithms are multiplied with is 0 or 1, so that they can be taken of products.
+template <bool kPlain, bool kUnits, typename T>
+void add_loss(const Tile<T>& tile, bool small_sums, const MapSums<T>& out) {
   constexpr int64_t kV = kWidth<T>;
   const int64_t pixels = tile.pixels();
-  const T *margin_at = tile.margin, *sum_at = tile.sum, *exists_at = tile.exists;
+  const T *margin_at = tile.margin, *sum_at = tile.sum, *total_at = kPlain ? tile.exists : tile.total;
   Vec<T> margin = Vec<T>::loadu(out.at), logs = Vec<T>::loadu(out.at + kV), product = Vec<T>::loadu(out.at + 2 * kV);
   for (int64_t p = 0; p < pixels; p += kV) {
-    const Vec<T> exists = Vec<T>::loadu(exists_at + p);
-    margin = at::vec::fmadd(exists, Vec<T>::loadu(margin_at + p), margin);
-    product = product * at::vec::fmadd(exists, Vec<T>::loadu(sum_at + p), Vec<T>(1) - exists);
-    // Sums from 1 to C may be multiplied eight times before they could overflow.
-    if (small_sums || p % (8 * kV) == 7 * kV) split_exponent(product, logs);
+    const Vec<T> total = Vec<T>::loadu(total_at + p), own = Vec<T>::loadu(margin_at + p);
+    margin = kPlain ? at::vec::fmadd(total, own, margin) : margin + own;  // shares have weighed it already
+    if constexpr (kUnits) {
+      product = product * at::vec::fmadd(total, Vec<T>::loadu(sum_at + p), Vec<T>(1) - total);
+      // Sums from 1 to C may be multiplied eight times before they could overflow.
+      if (small_sums || p % (8 * kV) == 7 * kV) split_exponent(product, logs);
+    } else {
+      logs = at::vec::fmadd(total, Vec<T>::loadu(sum_at + p).log2(), logs);
+    }
   }
-  split_exponent(product, logs);
+  if constexpr (kUnits) split_exponent(product, logs);
   margin.store(out.at);
   logs.store(out.at + kV);
   product.store(out.at + 2 * kV);
-  squared ? add_dice<true>(tile, out.at + 3 * kV) : add_dice<false>(tile, out.at + 3 * kV);
+}
+
+// Add the statistics of the map whose exponentials are in the tile.
+template <Kind kKind, typename T>
+void add_statistics(const Problem<T>& problem, const Tile<T>& tile, bool small_sums, const MapSums<T>& out) {
+  if constexpr (kKind == Kind::kPlain) {
+    add_loss<true, true>(tile, small_sums, out);
+  } else {
+    problem.target.unit_weights ? add_loss<false, true>(tile, small_sums, out)
+                                : add_loss<false, false>(tile, small_sums, out);
+  }
+  T* const groups = out.at + 3 * kWidth<T>;
+  problem.squared ? add_dice<kKind, true>(tile, groups) : add_dice<kKind, false>(tile, groups);
 }
 
 }  // namespace CPU_CAPABILITY

@@ -17,12 +17,19 @@ struct Tile {
   int64_t columns = 0;  // vectors a row
   int64_t index = 0;    // of the tile in its block of columns
   int num_classes;
-  T* scales;            // P [L, C, ..]
-  T* exponentials;      // E [L, C, ..], exp(P - largest of the pixel)
-  T* margins;           // [L, ..], the largest logit minus that of the label's class, in units of log2
-  T* own;               // [L, ..], P of the label's class
-  T* one_hot;           // [C, ..]
-  T* exists;            // [..], 1 or 0
+  T* scales;           // P [L, C, ..]
+  T* exponentials;     // E [L, C, ..], exp(P - largest of the pixel)
+  T* margins;          // [L, ..], the largest logit minus that of the label's class, in units of log2
+  T* own;              // [L, ..], P of the label's class
+  T* one_hot;          // [C, ..], y_c times the weight of the pixel for Dice, which is 1 in plain problems
+  T* exists;           // [..], 1 or 0
+  bool whole = false;  // every pixel exists and has weight 1 for Dice
+  // In problems that are not plain, and null in others:
+  T* weight;            // [..], of the pixel for Dice, 0 past the width
+  T* share;             // [C, ..], t_c times the weight of the pixel for cross-entropy
+  T* total;             // [..] the sum of shares; under sigmoid [C, ..], the weight for cross-entropy times 1 - y_c
+  T* factor;            // [L, C, ..], bounded factors of products, where a map has them
+  T* slope;             // [L, C, ..], their derivatives
   T* map;               // [C, ..], the logits of one map in units of log2, then their exponentials
   T* top;               // [..], the largest of those logits
   T* margin;            // [..], that minus the one of the label's class
@@ -39,6 +46,12 @@ struct Tile {
     own = arena.take<T>(L * N);
     one_hot = arena.take_zeros<T>(C * N);
     exists = arena.take<T>(N);
+    const bool is_plain = problem.kind == Kind::kPlain;
+    weight = is_plain ? nullptr : arena.take<T>(N);
+    share = is_plain ? nullptr : arena.take_zeros<T>(C * N);
+    total = is_plain ? nullptr : arena.take<T>(problem.kind == Kind::kSigmoid ? C * N : N);
+    factor = problem.bounded ? arena.take<T>(L * C * N) : nullptr;
+    slope = problem.bounded ? arena.take<T>(L * C * N) : nullptr;
     map = arena.take<T>(C * N);
     top = arena.take<T>(N);
     margin = arena.take<T>(N);
@@ -55,6 +68,11 @@ struct Tile {
     part.rows = count;
     part.one_hot += offset(first);
     part.exists += offset(first);
+    if (weight != nullptr) {
+      part.weight += offset(first);
+      part.share += offset(first);
+      part.total += offset(first);
+    }
     part.blends += first;
     return part;
   }
@@ -62,6 +80,8 @@ struct Tile {
   int64_t offset(int64_t row) const { return row * columns * kWidth<T>; }
   int64_t pixels() const { return rows * columns * kWidth<T>; }
   T* scale(int64_t l) const { return scales + l * num_classes * kTilePixels; }  // [C, ..]
+  // What products multiply: P, or its bounded factor.
+  T* multiplier(int64_t l) const { return factor == nullptr ? scale(l) : factor + l * num_classes * kTilePixels; }
   T* exponential(int64_t l) const { return exponentials + l * num_classes * kTilePixels; }
   const RowBlend<T>& blend(int64_t l, int64_t row) const { return blends[l * kTileRows + row]; }
 };
@@ -87,34 +107,22 @@ void load_scale(const Tile<T>& tile, const ScaleRows<T>& source, int64_t l) {
   }
 }
 
-// Labels were checked before the forward pass; the comparison is for those somebody changes before the backward pass.
-template <typename T, typename Label>
-void mark_labels(const Tile<T>& tile, const Label* labels, int64_t row, int64_t count) {
-  T* one_hot = tile.one_hot + row * tile.columns * kWidth<T>;
-  for (int64_t p = 0; p < count; ++p) {
-    const int64_t label = static_cast<int64_t>(labels[p]);
-    if (static_cast<uint64_t>(label) < static_cast<uint64_t>(tile.num_classes)) {
-      one_hot[label * kTilePixels + p] = T(1);
-    }
-  }
-}
-
-// Fill one_hot and exists for rows of `count` pixels; `pixel` is the first one's place in the label tensor.
+// Bounded factors P / sqrt(1 + (P / kMulBound)^2) of one scale, and their derivatives (1 + (P / kMulBound)^2)^(-3/2).
 template <typename T>
-void load_labels(const Problem<T>& problem, const Tile<T>& tile, int64_t pixel, int64_t count) {
-  const int64_t pitch = tile.columns * kWidth<T>;
-  for (int c = 0; c < tile.num_classes; ++c) {
-    std::memset(tile.one_hot + c * kTilePixels, 0, sizeof(T) * tile.pixels());
-  }
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    for (int64_t p = 0; p < pitch; ++p) tile.exists[r * pitch + p] = p < count ? T(1) : T(0);
-    const int64_t at = pixel + r * problem.width;
-    switch (problem.label_type) {
-      case LabelType::kUInt8: mark_labels(tile, static_cast<const uint8_t*>(problem.labels) + at, r, count); break;
-      case LabelType::kInt8: mark_labels(tile, static_cast<const int8_t*>(problem.labels) + at, r, count); break;
-      case LabelType::kInt16: mark_labels(tile, static_cast<const int16_t*>(problem.labels) + at, r, count); break;
-      case LabelType::kInt32: mark_labels(tile, static_cast<const int32_t*>(problem.labels) + at, r, count); break;
-      case LabelType::kInt64: mark_labels(tile, static_cast<const int64_t*>(problem.labels) + at, r, count); break;
+void bound_scale(const Tile<T>& tile, int64_t l) {
+  constexpr int64_t kV = kWidth<T>;
+  constexpr T kFar = T(1e15);
+  const T* from = tile.scale(l);
+  T *factor = tile.multiplier(l), *slope = tile.slope + l * tile.num_classes * kTilePixels;
+  for (int64_t c = 0; c < tile.num_classes; ++c) {
+    for (int64_t p = c * kTilePixels, end = p + tile.pixels(); p < end; p += kV) {
+      // Far out the factor no longer changes, and squares would overflow. 0 * x: infinity is no number here, as in
+      // plain PyTorch.
+      const Vec<T> x = Vec<T>::loadu(from + p), near = at::vec::clamp(x, Vec<T>(-kFar), Vec<T>(kFar));
+      const Vec<T> scaled = near * Vec<T>(static_cast<T>(1 / kMulBound));
+      const Vec<T> inverse = Vec<T>(1) / at::vec::fmadd(scaled, scaled, Vec<T>(1)).sqrt();
+      at::vec::fmadd(near, inverse, x * Vec<T>(0)).store(factor + p);
+      (inverse * inverse * inverse).store(slope + p);
     }
   }
 }
@@ -154,9 +162,15 @@ class PerScale {
   int64_t count_;
 };
 
+// Where a tile lies in the image.
+struct Place {
+  int64_t batch, z, y, x;
+  int64_t count;  // pixels of a row that exist
+};
+
 // Walk the output rows of a unit: for every z, for every block of columns, tiles from top to bottom. `rows` may be the
 // rows of a pass or rows with gradients. For every group of output rows `group(y, y_end)` is called once, then
-// `per_tile()` for each of its tiles.
+// `per_tile(place)` for each of its tiles.
 template <typename T, typename Rows, typename Start, typename Group, typename Work, typename Finish>
 void sweep(const Problem<T>& problem, const Unit& unit, Tile<T>& tile, PerScale<Rows>& rows, const Start& start,
            const Group& group, const Work& per_tile, const Finish& finish) {
@@ -177,9 +191,7 @@ void sweep(const Problem<T>& problem, const Unit& unit, Tile<T>& tile, PerScale<
         for (tile.index = 0; tile.index < tiles; ++tile.index) {
           const int64_t at = tile.index * kTileWidth, count = width - at < kTileWidth ? width - at : kTileWidth;
           tile.columns = (count + kV - 1) / kV;
-          load_labels(problem, tile, ((unit.batch * problem.depth + z) * problem.height + y) * problem.width + x + at,
-                      count);
-          per_tile();
+          per_tile(Place{unit.batch, z, y, x + at, count});
         }
       }
       finish();

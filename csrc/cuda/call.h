@@ -10,29 +10,29 @@
 
 namespace lomix::cuda {
 
-constexpr int kMostMaps = 234;    // of 6 scales: 6 + 4 * 57
-constexpr int kMostSubsets = 63;  // of 6 scales, those of one member among them
-constexpr int kNoMap = 255;
+constexpr int kMostSubsets = (1 << kMaxScales) - 1;  // those of one member among them
+constexpr int kNoMap = 0xffff;
 
-// How the maps of a subset are made. A scale by itself is a sum of one.
-enum class Mix : int { kSum = 0, kMul = 1, kCat = 2, kAwf = 3 };
-constexpr int kMixes = 4;
+// How the maps of a subset are made. A scale by itself is a sum of one. From kSub on only general calls have them.
+enum class Mix : int { kSum = 0, kMul = 1, kCat = 2, kAwf = 3, kSub = 4, kAvg = 5, kMax = 6 };
+constexpr int kMixes = 7;
 
 // One supervised map, forward. Members are the set bits of `members`, the coarsest scale first; member number j owns
 // pair first_pair + j of W and u.
 struct Map {
-  uint8_t members;
-  uint8_t first_pair;
-  uint8_t number;  // row of the statistics
-  uint8_t code;    // mix << 6 | row of b
+  uint16_t members;
+  uint16_t first_pair;
+  uint16_t number;  // row of the statistics
+  uint16_t code;    // mix << kMixShift | row of b
 };
+constexpr int kMixShift = 12;
 
 // The maps of one subset, backward.
 struct Subset {
-  uint8_t members;
-  uint8_t first_pair;
-  uint8_t index;           // row of b
-  uint8_t number[kMixes];  // rows of the statistics, kNoMap where the plan lacks the map
+  uint16_t members;
+  uint16_t first_pair;
+  uint16_t index;           // row of b
+  uint16_t number[kMixes];  // rows of the statistics, kNoMap where the plan lacks the map
 };
 
 // One scale. Axes are z, y, x; those that are not there have size 1 and stride 0. Strides count elements.
@@ -62,10 +62,28 @@ struct Tiling {
   int blocks;
 };
 
+// How the target of a general call is read and weighed. With y the target of class c, cross-entropy takes
+// t = ce_weight_c (own_share y + any_share) as the share of that class.
+template <typename T>
+struct Target {
+  const void* weight;  // of pixels [B, *full], or null: 1 everywhere
+  const T* ce_weight;  // [C]
+  int64_t weight_stride[4];
+  int64_t class_stride;  // of a dense target
+  int64_t ignore_index;
+  T own_share, any_share;
+  int weight_type;   // LabelType
+  bool has_ignored;  // pixels with ignore_index have weight 0
+  bool dense;        // `labels` has one value a class
+  bool sigmoid;      // probabilities are sigmoids rather than a softmax
+  bool weighted_ce;  // the weight of a pixel is that of its cross-entropy too
+  bool bounded;      // products are of bounded factors
+};
+
 template <typename T>
 struct Call {
   int64_t label_stride[4];  // b, z, y, x
-  const void* labels;       // [B, *full]
+  const void* labels;       // [B, *full], or [B, C, *full] where the target is dense
   // The parameters as pack_parameters lays them out; `padded` is C rounded up to 4.
   const T* weight;      // [K, C (in), padded (out)]
   const T* bias;        // [S, padded]
@@ -87,14 +105,19 @@ struct Call {
   int padded;
   int logit_type, label_type;  // LogitType, LabelType
   int warp_sums;               // backward: numbers of shared memory for the products of one warp
-  bool few;                    // all classes in registers: few.cu
+  bool few;                    // all classes in registers: few.cu, few_general.cu
+  bool general;                // more than class numbers that count alike, the paper's operators and a softmax
   bool squared;                // Q_c sums s^2 rather than s
   bool learned;                // some map has parameters
   bool room_in_shared;         // backward: what lies between the axes of the adjoint fits the shared scratch
+  Target<T> target;            // of general calls
   Scale scales[kMaxScales];
   Map maps[kMostMaps];  // those that take longest first
   Subset subsets[kMostSubsets];
 };
+
+// What a launch can pass, from CUDA 12.1 and compute capability 7.0 on.
+static_assert(sizeof(Call<double>) <= 32764);
 
 // Bytes of shared memory: of a block of this launch, and the most that the device gives one.
 struct Memory {
@@ -134,10 +157,10 @@ cudaError_t gather_gradients(const Call<T>& call, cudaStream_t stream);
 template <typename T>
 cudaError_t finish_parameters(const Call<T>& call, T* weight, T* bias, T* score, T* score_bias, cudaStream_t stream);
 
-// One instance for each number of classes, few.cu.
-template <int C>
+// One instance for each number of classes, few.cu; of general calls in few_general.cu.
+template <int C, bool kGeneral>
 cudaError_t launch_statistics_few(const Call<float>& call, Memory memory, cudaStream_t stream);
-template <int C>
+template <int C, bool kGeneral>
 cudaError_t launch_gradients_few(const Call<float>& call, Memory memory, cudaStream_t stream);
 
 }  // namespace lomix::cuda

@@ -79,7 +79,7 @@ __global__ void label_kernel(const __grid_constant__ Call<T> call, int* bad) {
     bool found = false;
     for (int64_t p = thread_number(); p < pixels; p += step) {
       const int z = static_cast<int>(p / width / height), y = static_cast<int>(p / width % height);
-      found |= label_at(call, b, z, y, static_cast<int>(p % width)) == kBad;
+      found |= label_at<true>(call, b, z, y, static_cast<int>(p % width)) == kBad;
     }
     if (__syncthreads_or(found ? 1 : 0) != 0 && threadIdx.x == 0) atomicOr(&bad[b], 1);
   }
@@ -208,7 +208,7 @@ cudaError_t finish_statistics(const Call<T>& call, T* stats, T* target_stats, cu
 template <typename T>
 cudaError_t find_bad_labels(const Call<T>& call, int* bad, cudaStream_t stream) {
   const cudaError_t error = cudaMemsetAsync(bad, 0, sizeof(int) * static_cast<size_t>(call.batch), stream);
-  if (error != cudaSuccess) return error;
+  if (error != cudaSuccess || call.target.dense) return error;
   const int64_t pixels = static_cast<int64_t>(call.full[0]) * call.full[1] * call.full[2];
   const dim3 grid(static_cast<unsigned>(std::min(blocks_for(pixels), int64_t{256})),
                   static_cast<unsigned>(std::min(call.batch, 1024)));

@@ -2,16 +2,36 @@
 // and sweeps the tile, so that the 1 + 2C sums of a map are added up over lanes once a tile, not once a pixel.
 #pragma once
 
+#include "few_extra.cuh"
 #include "few_maps.cuh"
+#include "few_target.cuh"
 #include "shapes.h"
 #include "tile.cuh"
 
 namespace lomix::cuda {
 
-template <typename T, int C, int P>
+template <bool kGeneral, typename T, int C, int P>
 __device__ __forceinline__ void make_map(T (&x)[C][P], const Call<T>& call, const Map& map, const Lane<T, C, P>& lane) {
-  const int index = map.code & 63, pair = map.first_pair;
-  switch (static_cast<Mix>(map.code >> 6)) {
+  const int index = map.code & ((1 << kMixShift) - 1), pair = map.first_pair;
+  const Mix mix = static_cast<Mix>(map.code >> kMixShift);
+  if constexpr (kGeneral) {
+    if (mix == Mix::kMax) {
+      Winners<C, P> unused;
+      fill(x, T(0));
+      mix_max(x, unused, lane, map.members);
+      return;
+    }
+    if (mix == Mix::kMul) {
+      fill(x, T(1));
+      mix_bounded(x, lane, map.members, call.target.bounded);
+      return;
+    }
+    if (mix != Mix::kCat && mix != Mix::kAwf) {
+      mix_linear(x, lane, map.members, factors_of<T>(mix, map.members));
+      return;
+    }
+  }
+  switch (mix) {
     case Mix::kMul:
       fill(x, T(1));
       mix_mul(x, lane, map.members);
@@ -31,9 +51,9 @@ __device__ __forceinline__ void make_map(T (&x)[C][P], const Call<T>& call, cons
 
 // One map over all strips of a tile, its sums added to those of the item's earlier tiles. `kept`: the item, two numbers
 // that do not matter here, and whether the tile is the item's first.
-template <typename T, int C, int P>
+template <typename T, int C, int P, bool kGeneral>
 __device__ __forceinline__ void sweep_map(const Call<T>& call, const Map& map, const T* rows, const int* labels,
-                                          const int* kept) {
+                                          const T* targets, const int* kept) {
   constexpr int kStrip = kLanes * P;
   const int lane = lane_of();
   T loss = 0, found[2 * C];  // I_c, then Q_c
@@ -45,7 +65,15 @@ __device__ __forceinline__ void sweep_map(const Call<T>& call, const Map& map, c
     const Lane<T, C, P> at{rows + strip * call.num_scales * (C * kStrip) + lane * P};
     const Pack<int, P> label = load<P>(labels + strip * kStrip + lane * P);
     T x[C][P], sum[P], own[P];
-    make_map(x, call, map, at);
+    make_map<kGeneral>(x, call, map, at);
+    if constexpr (kGeneral) {
+      const bool dense = call.target.dense;
+      Shares<T, C, P> shares{targets + strip * ((2 + (dense ? C : 0)) * kStrip) + lane * P, {}, dense};
+#pragma unroll
+      for (int p = 0; p < P; ++p) shares.label[p] = label.at[p];
+      add_general(x, shares, call, loss, found);
+      continue;
+    }
     exponentials(x, label.at, sum, own);
 #pragma unroll
     for (int p = 0; p < P; ++p) {
@@ -59,7 +87,7 @@ __device__ __forceinline__ void sweep_map(const Call<T>& call, const Map& map, c
       }
     }
   }
-  loss = lane_sum(loss) * static_cast<T>(kLn2);
+  loss = lane_sum(loss) * (kGeneral ? T(1) : static_cast<T>(kLn2));
   const T mine = lane_sums<kLanes / 2>(found, lane);
   const bool is_first = kept[3] != 0;
   T* const to = call.partial + (static_cast<int64_t>(kept[0]) * call.num_maps + map.number) * (1 + 2 * C);
@@ -67,15 +95,17 @@ __device__ __forceinline__ void sweep_map(const Call<T>& call, const Map& map, c
   if (lane < 2 * C) to[1 + lane] = is_first ? mine : to[1 + lane] + mine;
 }
 
-template <typename T, int C>
+template <typename T, int C, bool kGeneral>
 __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<C>)
     statistics_few(const __grid_constant__ Call<T> call) {
-  constexpr int P = kForwardPixels<C>, kStrip = kLanes * P;
+  constexpr int P = kForwardPixels<C, kGeneral>, kStrip = kLanes * P;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const Tiling& tiling = call.tiling;
   const int pixels = tiling.strips * kStrip;
-  T* const rows = reinterpret_cast<T*>(shared_memory);                              // [strips][L][C][kStrip]
-  int* const labels = reinterpret_cast<int*>(rows + pixels * call.num_scales * C);  // [pixels]
+  T* const rows = reinterpret_cast<T*>(shared_memory);  // [strips][L][C][kStrip]
+  const int target_rows = kGeneral ? 2 + (call.target.dense ? C : 0) : 0;
+  T* const targets = rows + pixels * call.num_scales * C;                      // [strips][target_rows][kStrip]
+  int* const labels = reinterpret_cast<int*>(targets + pixels * target_rows);  // [pixels]
   const int length = axis_length(tiling);
   const AxisTables<T> axes{reinterpret_cast<T*>(labels + pixels),
                            reinterpret_cast<int*>(labels + pixels) + length * call.num_scales, length};
@@ -100,12 +130,18 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<C>)
       __syncthreads();
       stage_logits<C, kStrip>(call, tile, axes, rows);
       for (int p = threadIdx.x; p < pixels; p += kForwardThreads) {
-        labels[p] = tile_label(call, tile, p);
+        if constexpr (kGeneral) {
+          T* const own = targets + p / kStrip * (target_rows * kStrip) + p % kStrip;
+          labels[p] = store_target<kStrip>(call, tile, p, own);
+          if (labels[p] == kShares) continue;
+        } else {
+          labels[p] = tile_label(call, tile, p);
+        }
         if (labels[p] != kOutside) atomicAdd(&counts[1 + labels[p]], 1);  // integers: any order gives the same
       }
       __syncthreads();
       for (int m = warp; m < call.num_maps;) {
-        sweep_map<T, C, P>(call, call.maps[m], rows, labels, kept);
+        sweep_map<T, C, P, kGeneral>(call, call.maps[m], rows, labels, targets, kept);
         int taken = 0;
         if (lane == 0) taken = atomicAdd(next, 1);
         m = __shfl_sync(kAllLanes, taken, 0);

@@ -23,7 +23,11 @@ cudaError_t launch_statistics(const Call<T>& call, Memory memory, cudaStream_t s
   if constexpr (sizeof(T) == sizeof(float)) {
     if (call.few) {
       return with_classes(
-          call.num_classes, [&](auto c) { return launch_statistics_few<c()>(call, memory, stream); },
+          call.num_classes,
+          [&](auto c) {
+            return call.general ? launch_statistics_few<c(), true>(call, memory, stream)
+                                : launch_statistics_few<c(), false>(call, memory, stream);
+          },
           std::make_integer_sequence<int, kMostFew>());
     }
   }
@@ -36,7 +40,11 @@ cudaError_t launch_gradients(const Call<T>& call, Memory memory, cudaStream_t st
   if constexpr (sizeof(T) == sizeof(float)) {
     if (call.few) {
       return with_classes(
-          call.num_classes, [&](auto c) { return launch_gradients_few<c()>(call, memory, stream); },
+          call.num_classes,
+          [&](auto c) {
+            return call.general ? launch_gradients_few<c(), true>(call, memory, stream)
+                                : launch_gradients_few<c(), false>(call, memory, stream);
+          },
           std::make_integer_sequence<int, kMostFew>());
     }
   }

@@ -18,7 +18,7 @@ struct ManyPixel {
   }
 };
 
-// dLoss/dmap to lane.map, see `differentiate` in few_backward.cuh.
+// dLoss/dmap to lane.map, see `differentiate_general` in few_target.cuh.
 template <typename T>
 __device__ void differentiate_many(const ManyLane<T>& lane, Mix mix, unsigned members, int index, int first_pair,
                                    const T* g) {
@@ -26,20 +26,29 @@ __device__ void differentiate_many(const ManyLane<T>& lane, Mix mix, unsigned me
   const T two = lane.call->squared ? T(2) : T(0), one = lane.call->squared ? T(0) : T(1), g_ce = g[0];
   const Softmax<T> all = make_whole(lane, mix, members, index, first_pair);
   const T inverse = lane.label == kOutside ? T(0) : quotient(T(1), all.sum);
-  const T g_i = lane.label >= 0 ? g[1 + lane.label] : T(0);
-  T dot = T(0), own = T(0);
+  const T dice = lane.dice(), loss = g_ce * lane.ce();
+  const Target<T>& target = lane.call->target;
+  const bool general = lane.call->general, sigmoid = target.sigmoid;
+  const auto pull_of = [&](int c, T s, T y) { return fused(g[1 + c], y, g[1 + classes + c] * fused(s, two, one)); };
+  const auto share = [&](int c, T y) { return general ? lane.share(c, y) : y; };
+  T dot = T(0), whole = T(0);
   for (int c = 0; c < classes; ++c) {
-    const T s = exp2_of(exponent(lane, all, c)) * inverse;
-    lane.map[c * kLanes] = s;
-    dot = fused(s, g[1 + classes + c] * fused(s, two, one), dot);
-    if (lane.label == c) own = s;
+    const T y = lane.target(c), t = share(c, y);
+    const Sigmoid<T> s = probability(lane, all, inverse, c);
+    const T pull = pull_of(c, s.value, y);
+    if (sigmoid) {
+      lane.map[c * kLanes] = fused(loss, fused(T(1) - y + t, s.value, -t), dice * s.slope * pull);
+    } else {
+      lane.map[c * kLanes] = s.value;
+      dot = fused(s.value, pull, dot);
+      whole += t;
+    }
   }
-  const T hot = own * g_i;
-  dot = g_ce - (dot + hot);
+  if (sigmoid) return;
+  dot = fused(loss, whole, -dice * dot);
   for (int c = 0; c < classes; ++c) {
-    const T s = lane.map[c * kLanes];
-    const T d = s * fused(g[1 + classes + c], fused(s, two, one), dot);
-    lane.map[c * kLanes] = lane.label == c ? d + (hot - g_ce) : d;
+    const T s = lane.map[c * kLanes], y = lane.target(c);
+    lane.map[c * kLanes] = fused(s, fused(dice, pull_of(c, s, y), dot), -loss * share(c, y));
   }
 }
 
@@ -49,15 +58,25 @@ __device__ void unmix_many(const ManyPixel<T>& px, Mix mix, const Subset& subset
   const Call<T>& call = *lane.call;
   const int classes = call.num_classes;
   differentiate_many(lane, mix, subset.members, subset.index, subset.first_pair, g);
-  if (mix == Mix::kSum) {
-    for_members(subset.members, [&](int, int scale) {
-      for (int c = 0; c < classes; ++c) px.grad(scale, c) += lane.map[c * kLanes];
-    });
+  if (mix == Mix::kMax) {
+    for (int c = 0; c < classes; ++c) {
+      T top = T(0);
+      int winner = 0;
+      for_members(subset.members, [&](int j, int scale) {
+        if (is_above(lane.logit(scale, c), top, j == 0)) top = lane.logit(scale, c), winner = scale;
+      });
+      px.grad(winner, c) += lane.map[c * kLanes];
+    }
   } else if (mix == Mix::kMul) {
+    const bool is_bounded = call.target.bounded;
     for_members(subset.members, [&](int, int scale) {
       for (int c = 0; c < classes; ++c) {
         T d = lane.map[c * kLanes];
-        for_members(subset.members & ~(1u << scale), [&](int, int other) { d *= lane.logit(other, c); });
+        if (is_bounded) d *= bounded_of(lane.logit(scale, c)).slope;
+        for_members(subset.members & ~(1u << scale), [&](int, int other) {
+          const T value = lane.logit(other, c);
+          d *= is_bounded ? bounded_of(value).value : value;
+        });
         px.grad(scale, c) += d;
       }
     });
@@ -77,7 +96,7 @@ __device__ void unmix_many(const ManyPixel<T>& px, Mix mix, const Subset& subset
         px.grad(scale, c) += fused(attention, lane.map[c * kLanes], slope * u[c]);
       }
     });
-  } else {
+  } else if (mix == Mix::kCat) {
     for_members(subset.members, [&](int j, int scale) {
       const T* const matrix = call.weight + static_cast<int64_t>(subset.first_pair + j) * classes * call.padded;
       for (int c0 = 0; c0 < classes; c0 += 4) {
@@ -96,6 +115,12 @@ __device__ void unmix_many(const ManyPixel<T>& px, Mix mix, const Subset& subset
         }
         for (int i = 0; i < 4 && c0 + i < classes; ++i) px.grad(scale, c0 + i) += back[i];
       }
+    });
+  } else {
+    const Factors<T> factors = factors_of<T>(mix, subset.members);
+    for_members(subset.members, [&](int j, int scale) {
+      const T factor = j == 0 ? factors.first : factors.other;
+      for (int c = 0; c < classes; ++c) px.grad(scale, c) = fused(factor, lane.map[c * kLanes], px.grad(scale, c));
     });
   }
 }
@@ -163,7 +188,9 @@ __global__ void __launch_bounds__(kManyThreads, kManyBlocks) gradients_many(cons
   T* const rows = call.scratch + blockIdx.x * call.scratch_size;  // [strips][L][C][32]
   T* const grads = rows + kManyWarps * logits;                    // likewise
   T* const maps = grads + kManyWarps * logits;                    // [strips][C + kManyKept][32]
-  T* const room = maps + kManyWarps * kept;
+  const int target_rows = (call.general ? 2 : 0) + (call.target.dense ? classes : 0);
+  T* const targets = maps + kManyWarps * kept;  // [strips][target_rows][32]
+  T* const room = targets + kManyWarps * target_rows * kLanes;
   T* const products = call.products + static_cast<int64_t>(blockIdx.x) * call.num_pairs * pair;
   if (call.learned) {
     for (int e = threadIdx.x; e < call.num_pairs * pair; e += kManyThreads) products[e] = T(0);
@@ -177,8 +204,9 @@ __global__ void __launch_bounds__(kManyThreads, kManyBlocks) gradients_many(cons
       __syncthreads();
       stage_logits<0, kLanes>(call, tile, axes, rows);
       T* const own = maps + warp * kept + lane;
-      const ManyPixel<T> px{{&call, rows + warp * logits + lane, own, own + classes * kLanes,
-                             tile_label(call, tile, warp * kLanes + lane)},
+      T* const own_target = targets + warp * target_rows * kLanes + lane;
+      const ManyPixel<T> px{{&call, rows + warp * logits + lane, own, own + classes * kLanes, own_target,
+                             many_label(call, tile, warp * kLanes + lane, own_target)},
                             grads + warp * logits + lane,
                             own + (classes + kMaxScales) * kLanes};
       for (int k = 0; k < call.num_scales * classes; ++k) px.grads[k * kLanes] = T(0);
@@ -188,7 +216,9 @@ __global__ void __launch_bounds__(kManyThreads, kManyBlocks) gradients_many(cons
       for (int s = 0; s < call.num_subsets; ++s) {
         const Subset& subset = call.subsets[s];
         const auto has = [&](Mix mix) { return subset.number[static_cast<int>(mix)] != kNoMap; };
-        for (const Mix mix : {Mix::kSum, Mix::kMul, Mix::kAwf, Mix::kCat}) {
+        constexpr int kLast = static_cast<int>(Mix::kCat);  // it leaves dLoss/dmap for dW
+        for (int k = 0; k < kMixes; ++k) {
+          const Mix mix = static_cast<Mix>(k == kMixes - 1 ? kLast : k < kLast ? k : k + 1);
           if (has(mix)) {
             unmix_many(px, mix, subset, pull + subset.number[static_cast<int>(mix)] * (1 + 2 * classes));
           }

@@ -5,27 +5,58 @@
 
 namespace lomix::cuda {
 
-// One map over all strips of a tile. Sums of a few classes at a time go to memory strip by strip.
+// Cross-entropy of a pixel, unweighted.
 template <typename T>
-__device__ void sweep_many(const Call<T>& call, const Map& map, const T* rows, T* own, const int* labels, T* sums,
-                           bool is_first) {
+__device__ T loss_of(const ManyLane<T>& px, const Softmax<T>& all) {
+  const int classes = px.call->num_classes;
+  if (!px.call->general) {
+    return px.label >= 0 ? (log2_of(all.sum) - exponent(px, all, px.label)) * static_cast<T>(kLn2) : T(0);
+  }
+  T loss = T(0), whole = T(0);
+  const bool sigmoid = px.call->target.sigmoid;
+  for (int c = 0; c < classes; ++c) {
+    const T y = px.target(c), share = px.share(c, y);
+    if (sigmoid) {
+      const T x = px.map[c * kLanes];
+      loss += sigmoid_loss(x, sigmoid_of(x).small, y, share);
+    } else {
+      whole += share;
+      loss -= share == T(0) ? T(0) : share * exponent(px, all, c);  // not even minus infinity counts there
+    }
+  }
+  return sigmoid ? loss : fused(whole, log2_of(all.sum), loss) * static_cast<T>(kLn2);
+}
+
+// One map over all strips of a tile. Sums of a few classes at a time go to memory strip by strip. `targets` has
+// target_rows for each.
+template <typename T>
+__device__ void sweep_many(const Call<T>& call, const Map& map, const T* rows, T* own, const int* labels,
+                           const T* targets, int target_rows, T* sums, bool is_first) {
   const int lane = lane_of(), classes = call.num_classes;
   const T square = call.squared ? T(1) : T(0), linear = call.squared ? T(0) : T(1);
   T* const to = sums + map.number * (1 + 2 * classes);
   T loss = T(0);
   for (int strip = 0; strip < call.tiling.strips; ++strip) {
-    const ManyLane<T> px{&call, rows + strip * call.num_scales * classes * kLanes + lane, own + lane,
-                         own + classes * kLanes + lane, labels[strip * kLanes + lane]};
-    const Softmax<T> all = make_whole(px, static_cast<Mix>(map.code >> 6), map.members, map.code & 63, map.first_pair);
-    if (px.label >= 0) loss += log2_of(all.sum) - exponent(px, all, px.label);
+    const int at = strip * kLanes + lane;
+    const ManyLane<T> px{&call,
+                         rows + strip * call.num_scales * classes * kLanes + lane,
+                         own + lane,
+                         own + classes * kLanes + lane,
+                         targets + strip * target_rows * kLanes + lane,
+                         labels[at]};
+    const T dice = px.dice();
+    const Softmax<T> all = make_whole(px, static_cast<Mix>(map.code >> kMixShift), map.members,
+                                      map.code & ((1 << kMixShift) - 1), map.first_pair);
+    loss = fused(px.ce(), loss_of(px, all), loss);
     const T inverse = px.label == kOutside ? T(0) : quotient(T(1), all.sum);
     for (int c0 = 0; c0 < classes; c0 += kChunk) {
       T found[2 * kChunk];
 #pragma unroll
       for (int k = 0; k < kChunk; ++k) {
-        const T s = c0 + k < classes ? exp2_of(exponent(px, all, min(c0 + k, classes - 1))) * inverse : T(0);
-        found[k] = px.label == c0 + k ? s : T(0);
-        found[kChunk + k] = s * fused(s, square, linear);
+        const int c = min(c0 + k, classes - 1);
+        const T s = c0 + k < classes ? probability(px, all, inverse, c).value : T(0), weighted = dice * s;
+        found[k] = call.target.dense ? weighted * px.target(c) : px.label == c0 + k ? weighted : T(0);
+        found[kChunk + k] = weighted * fused(s, square, linear);
       }
       const T mine = lane_sums<kLanes / 2>(found, lane);
       const int c = c0 + lane % kChunk;
@@ -35,7 +66,7 @@ __device__ void sweep_many(const Call<T>& call, const Map& map, const T* rows, T
       }
     }
   }
-  loss = lane_sum(loss) * static_cast<T>(kLn2);
+  loss = lane_sum(loss);
   if (lane == 0) to[0] = is_first ? loss : to[0] + loss;
 }
 
@@ -51,7 +82,9 @@ __global__ void __launch_bounds__(kManyThreads, kManyBlocks) statistics_many(con
   int* const counts = labels + pixels;                            // [1 + C]
   int* const next = counts + 1 + classes;                         // the first map that no warp has taken
   T* const rows = call.scratch + blockIdx.x * call.scratch_size;  // [strips][L][C][32]
-  T* const own = rows + pixels * call.num_scales * classes + warp_of() * ((classes + kMaxScales) * kLanes);
+  const int target_rows = (call.general ? 2 : 0) + (call.target.dense ? classes : 0);
+  T* const targets = rows + pixels * call.num_scales * classes;  // [strips][target_rows][32]
+  T* const own = targets + pixels * target_rows + warp_of() * ((classes + kMaxScales) * kLanes);
   for (int item = blockIdx.x; item < tiling.items; item += gridDim.x) {
     const int first = item % tiling.chunks * tiling.chunk_tiles;
     const int last = min(first + tiling.chunk_tiles, tiling.per_sample);
@@ -64,12 +97,12 @@ __global__ void __launch_bounds__(kManyThreads, kManyBlocks) statistics_many(con
       __syncthreads();
       stage_logits<0, kLanes>(call, tile, axes, rows);
       for (int p = threadIdx.x; p < pixels; p += kManyThreads) {
-        labels[p] = tile_label(call, tile, p);
-        if (labels[p] != kOutside) atomicAdd(&counts[1 + labels[p]], 1);
+        labels[p] = many_label(call, tile, p, targets + p / kLanes * (target_rows * kLanes) + p % kLanes);
+        if (labels[p] >= kBad) atomicAdd(&counts[1 + labels[p]], 1);
       }
       __syncthreads();
       for (int m = warp_of(); m < call.num_maps;) {
-        sweep_many(call, call.maps[m], rows, own, labels, sums, number == first);
+        sweep_many(call, call.maps[m], rows, own, labels, targets, target_rows, sums, number == first);
         int taken = 0;
         if (lane_of() == 0) taken = atomicAdd(next, 1);
         m = __shfl_sync(kAllLanes, taken, 0);

@@ -5,9 +5,9 @@
 
 #include <cfloat>
 
-#include "few_maps.cuh"
+#include "few_extra.cuh"
 #include "shapes.h"
-#include "tile.cuh"
+#include "target.cuh"
 
 namespace lomix::cuda {
 
@@ -21,13 +21,26 @@ __device__ __forceinline__ T floor_of() {
 template <typename T>
 struct ManyLane {
   const Call<T>* call;
-  const T* rows;  // logits [L][C][32], at the lane's pixel
-  T* map;         // [C][32], likewise
-  T* attention;   // [kMaxScales][32]
+  const T* rows;     // logits [L][C][32], at the lane's pixel
+  T* map;            // [C][32], likewise
+  T* attention;      // [kMaxScales][32]
+  const T* weights;  // of a general call [target_rows][32], likewise
   int label;
 
   __device__ __forceinline__ T logit(int scale, int c) const { return rows[(scale * call->num_classes + c) * kLanes]; }
+  __device__ __forceinline__ T target(int c) const {
+    return call->target.dense ? weights[(2 + c) * kLanes] : label == c ? T(1) : T(0);
+  }
+  __device__ __forceinline__ T dice() const { return call->general ? weights[0] : T(1); }
+  __device__ __forceinline__ T ce() const { return call->general ? weights[kLanes] : T(1); }
+  __device__ __forceinline__ T share(int c, T y) const { return share_of(call->target, call->target.ce_weight[c], y); }
 };
+
+// Label of pixel p of a tile; in general calls its rows too.
+template <typename T>
+__device__ __forceinline__ int many_label(const Call<T>& call, const Tile& tile, int p, T* rows) {
+  return call.general ? store_target<kLanes>(call, tile, p, rows) : tile_label(call, tile, p);
+}
 
 // Attention of each member, to lane.attention.
 template <typename T>
@@ -72,16 +85,19 @@ __device__ void make_chunk(T (&x)[kChunk], const ManyLane<T>& lane, Mix mix, uns
   }
 #pragma unroll
   for (int k = 0; k < kChunk; ++k) x[k] = mix == Mix::kMul ? T(1) : T(0);
+  const Factors<T> factors = factors_of<T>(mix, members);
   for_members(members, [&](int j, int scale) {
-    const T attention = mix == Mix::kAwf ? lane.attention[j * kLanes] : T(1);
+    const T factor = mix == Mix::kAwf ? lane.attention[j * kLanes] : j == 0 ? factors.first : factors.other;
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) {
       if (c0 + k >= classes) continue;
       const T value = lane.logit(scale, c0 + k);
       if (mix == Mix::kMul) {
-        x[k] *= value;
+        x[k] *= call.target.bounded ? bounded_of(value).value : value;
+      } else if (mix == Mix::kMax) {
+        x[k] = is_above(value, x[k], j == 0) ? value : x[k];
       } else {
-        x[k] = fused(attention, value, x[k]);
+        x[k] = fused(factor, value, x[k]);
       }
     }
   });
@@ -124,6 +140,13 @@ __device__ Softmax<T> make_whole(const ManyLane<T>& lane, Mix mix, unsigned memb
 template <typename T>
 __device__ __forceinline__ T exponent(const ManyLane<T>& lane, const Softmax<T>& all, int c) {
   return (lane.map[c * kLanes] - all.top) * static_cast<T>(kLog2E);
+}
+
+// Probability of a class, and under sigmoid its slope.
+template <typename T>
+__device__ __forceinline__ Sigmoid<T> probability(const ManyLane<T>& lane, const Softmax<T>& all, T inverse, int c) {
+  if (lane.call->target.sigmoid) return sigmoid_of(lane.map[c * kLanes]);
+  return {exp2_of(exponent(lane, all, c)) * inverse, T(0), T(0)};
 }
 
 }  // namespace lomix::cuda

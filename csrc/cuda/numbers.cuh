@@ -78,6 +78,12 @@ __device__ __forceinline__ double fused(double a, double b, double c) { return f
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
 
+// log(1 + x), accurate where x is small.
+__device__ __forceinline__ float log1p_of(float x) { return log1pf(x); }
+__device__ __forceinline__ double log1p_of(double x) { return log1p(x); }
+__device__ __forceinline__ float inverse_root(float x) { return rsqrtf(x); }
+__device__ __forceinline__ double inverse_root(double x) { return rsqrt(x); }
+
 template <typename T>
 __device__ __forceinline__ T lowest() {
   return -static_cast<T>(INFINITY);

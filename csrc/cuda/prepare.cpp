@@ -22,6 +22,9 @@ Mix mix_of(int64_t code) {
     case Operator::kMul: return Mix::kMul;
     case Operator::kCat: return Mix::kCat;
     case Operator::kAwf: return Mix::kAwf;
+    case Operator::kSub: return Mix::kSub;
+    case Operator::kAvg: return Mix::kAvg;
+    case Operator::kMax: return Mix::kMax;
     default: return Mix::kSum;
   }
 }
@@ -46,7 +49,7 @@ int near(int64_t full, int64_t native, int64_t tile) {
 // What a strip costs a warp: it orders the maps, so that those that take long are not begun last.
 int cost(const Map& map) {
   const int members = __builtin_popcount(map.members);
-  switch (static_cast<Mix>(map.code >> 6)) {
+  switch (static_cast<Mix>(map.code >> kMixShift)) {
     case Mix::kCat: return 100 * members;
     case Mix::kAwf: return 20 * members;
     default: return members;
@@ -64,22 +67,49 @@ Prepared<T>::Prepared(const Inputs& inputs, const DeviceFacts& device) : device_
   call.batch = static_cast<int>(first.size(0));
   call.num_scales = static_cast<int>(inputs.logits.size());
   call.num_classes = static_cast<int>(first.size(1));
-  call.num_pairs = call.num_scales * (1 << (call.num_scales - 1)) - call.num_scales;
-  call.squared = inputs.squared;
+  call.num_pairs = static_cast<int>(num_pairs(inputs));
+  call.squared = inputs.rule.squared;
   call.logit_type = static_cast<int>(logit_type(first.scalar_type()));
-  call.label_type = static_cast<int>(label_type(inputs.target.scalar_type()));
+  read_target(inputs);
+  read_maps(inputs);
+  read_scales(inputs);
+}
+
+template <typename T>
+void Prepared<T>::read_target(const Inputs& inputs) {
+  constexpr int64_t kMost = std::numeric_limits<int>::max();
+  Target<T>& target = call.target;
+  const Rule& rule = inputs.rule;
+  target.dense = inputs.is_dense();
+  const auto strides_of = [](const at::Tensor& tensor, size_t first_axis, int64_t (&to)[4]) {
+    const std::array<int64_t, 3> stride = as_zyx(tensor.strides(), first_axis, 0);
+    to[0] = tensor.stride(0);
+    std::copy(stride.begin(), stride.end(), to + 1);
+  };
+  const size_t first_axis = target.dense ? 2 : 1;
+  const at::ScalarType type = inputs.target.scalar_type();
   call.labels = inputs.target.const_data_ptr();
-  const std::array<int64_t, 3> full = as_zyx(inputs.target.sizes(), 1, 1);
-  const std::array<int64_t, 3> stride = as_zyx(inputs.target.strides(), 1, 0);
-  call.label_stride[0] = inputs.target.stride(0);
+  call.label_type = static_cast<int>(target.dense ? number_type(type) : label_type(type));
+  strides_of(inputs.target, first_axis, call.label_stride);
+  const std::array<int64_t, 3> full = as_zyx(inputs.target.sizes(), first_axis, 1);
   for (int axis = 0; axis < 3; ++axis) {
     TORCH_CHECK_VALUE(full[axis] < kMost / 4, "target: got shape ", inputs.target.sizes(),
                       ", expected less than 2^29 pixels along an axis");
     call.full[axis] = static_cast<int>(full[axis]);
-    call.label_stride[1 + axis] = stride[axis];
   }
-  read_maps(inputs);
-  read_scales(inputs);
+  call.general = !inputs.is_plain();
+  target.class_stride = target.dense ? inputs.target.stride(1) : 0;
+  target.has_ignored = rule.ignore_index.has_value();
+  target.ignore_index = rule.ignore_index.value_or(0);
+  target.sigmoid = rule.sigmoid;
+  target.weighted_ce = rule.weighted_ce;
+  target.own_share = static_cast<T>(1 - rule.label_smoothing);
+  target.any_share = static_cast<T>(rule.label_smoothing / call.num_classes);
+  if (inputs.weight_map.has_value()) {
+    target.weight = inputs.weight_map->const_data_ptr();
+    target.weight_type = static_cast<int>(number_type(inputs.weight_map->scalar_type()));
+    strides_of(*inputs.weight_map, 1, target.weight_stride);
+  }
 }
 
 template <typename T>
@@ -109,24 +139,34 @@ void Prepared<T>::read_scales(const Inputs& inputs) {
 
 template <typename T>
 void Prepared<T>::read_maps(const Inputs& inputs) {
+  constexpr int64_t kMostRows = std::numeric_limits<uint16_t>::max(), kMostBiases = 1 << kMixShift;
+  TORCH_CHECK_VALUE(num_pairs(inputs) <= kMostRows && num_subsets(inputs) <= kMostBiases,
+                    "cat_weight and cat_bias: got ", num_pairs(inputs), " pairs of ", num_subsets(inputs),
+                    " subsets, expected at most ", kMostRows, " and ", kMostBiases);
   call.num_maps = static_cast<int>(inputs.maps.size() / 4);
   std::map<int64_t, int> place;  // of each set of members among the subsets
   for (int m = 0; m < call.num_maps; ++m) {
     const int64_t* const code = inputs.maps.data() + 4 * m;  // operator, members, row of b, first pair
     const Mix mix = mix_of(code[0]);
-    const int64_t index = std::max<int64_t>(code[2], 0), pair = std::max<int64_t>(code[3], 0);
-    call.learned |= mix == Mix::kCat || mix == Mix::kAwf;
-    call.maps[m] = {static_cast<uint8_t>(code[1]), static_cast<uint8_t>(pair), static_cast<uint8_t>(m),
-                    static_cast<uint8_t>(static_cast<int>(mix) << 6 | index)};
+    const bool has_rows = mix == Mix::kCat || mix == Mix::kAwf;
+    const int64_t index = mix == Mix::kCat ? code[2] : 0, pair = has_rows ? code[3] : 0;
+    call.learned |= has_rows;
+    const bool is_bounded = mix == Mix::kMul && inputs.rule.bounded;
+    call.target.bounded |= is_bounded;
+    call.general |= is_bounded || mix >= Mix::kSub;
+    call.maps[m] = {static_cast<uint16_t>(code[1]), static_cast<uint16_t>(pair), static_cast<uint16_t>(m),
+                    static_cast<uint16_t>(static_cast<int64_t>(mix) << kMixShift | index)};
     for (int l = 0; l < call.num_scales; ++l) call.scales[l].used |= (code[1] >> l & 1) != 0;
     const auto [at, is_new] = place.try_emplace(code[1], call.num_subsets);
     Subset& subset = call.subsets[at->second];
     if (is_new) {
       ++call.num_subsets;
-      subset = {static_cast<uint8_t>(code[1]), static_cast<uint8_t>(pair), static_cast<uint8_t>(index), {}};
-      std::fill(std::begin(subset.number), std::end(subset.number), static_cast<uint8_t>(kNoMap));
+      subset = {static_cast<uint16_t>(code[1]), 0, 0, {}};
+      std::fill(std::begin(subset.number), std::end(subset.number), static_cast<uint16_t>(kNoMap));
     }
-    subset.number[static_cast<int>(mix)] = static_cast<uint8_t>(m);
+    if (has_rows) subset.first_pair = static_cast<uint16_t>(pair);
+    if (mix == Mix::kCat) subset.index = static_cast<uint16_t>(index);
+    subset.number[static_cast<int>(mix)] = static_cast<uint16_t>(m);
   }
   std::stable_sort(call.maps, call.maps + call.num_maps, [](const Map& a, const Map& b) { return cost(a) > cost(b); });
 }
@@ -138,12 +178,19 @@ void Prepared<T>::pack(const Inputs& inputs, cudaStream_t stream) {
     kept_.push_back(given->to(c10::CppTypeToScalarType<T>::value).contiguous());
     return kept_.back().template const_data_ptr<T>();
   };
-  const int64_t subsets = (int64_t{1} << call.num_scales) - 1 - call.num_scales, padded = call.padded;
+  const auto options = inputs.logits[0].options().dtype(c10::CppTypeToScalarType<T>::value);
+  if (call.general) {
+    call.target.ce_weight = data(inputs.ce_weight);
+    if (call.target.ce_weight == nullptr) {
+      kept_.push_back(at::ones({call.num_classes}, options));
+      call.target.ce_weight = kept_.back().template const_data_ptr<T>();
+    }
+  }
+  const int64_t subsets = num_subsets(inputs), padded = call.padded;
   const Parameters<T> given{
       data(inputs.cat_weight), data(inputs.cat_bias),     data(inputs.awf_weight), data(inputs.awf_bias),
       call.num_pairs,          static_cast<int>(subsets), call.num_classes,        call.padded};
   if (packed_size(given) == 0) return;
-  const auto options = inputs.logits[0].options().dtype(c10::CppTypeToScalarType<T>::value);
   kept_.push_back(at::empty({packed_size(given)}, options));
   T* const packed = kept_.back().template mutable_data_ptr<T>();
   check(pack_parameters(given, packed, stream), "packing the parameters");
@@ -157,6 +204,11 @@ void Prepared<T>::pack(const Inputs& inputs, cudaStream_t stream) {
     call.score = next;
     call.score_bias = call.score + call.num_pairs * padded;
   }
+}
+
+template <typename T>
+Problem Prepared<T>::problem(bool few) const {
+  return {call.num_classes, call.num_scales, call.learned, call.general, call.target.dense, few};
 }
 
 template <typename T>
@@ -260,12 +312,12 @@ Layout Prepared<T>::lay_out_forward() {
   const int64_t C = call.num_classes, L = call.num_scales, number = sizeof(T);
   const auto with = [&](bool few) {
     call.few = few;
-    const Shape shape = forward_shape<T>(C, L, few);
+    const Shape shape = forward_shape<T>(problem(few));
     // A block's share of a multiprocessor, of which CUDA keeps 1 KiB a block for itself.
     const int64_t share = device_.shared_per_multiprocessor / shape.blocks - 1024;
     return lay_out(shape, std::min({share, kMostShared, static_cast<int64_t>(device_.shared_per_block)}));
   };
-  Layout layout = with(may_be_few<T>(C));
+  Layout layout = with(may_be_few<T>(C, L));
   if (layout.shared > device_.shared_per_block) layout = with(false);
   check_shared(layout, C);
   call.scratch_size = layout.scratch;
@@ -278,9 +330,9 @@ Layout Prepared<T>::lay_out_backward() {
   const int64_t C = call.num_classes, L = call.num_scales, number = sizeof(T);
   const auto with = [&](bool few) {
     call.few = few;
-    return lay_out(backward_shape<T>(C, L, call.learned, few), device_.shared_per_block);
+    return lay_out(backward_shape<T>(problem(few)), device_.shared_per_block);
   };
-  Layout layout = with(may_be_few<T>(C));
+  Layout layout = with(may_be_few<T>(C, L));
   if (layout.shared > device_.shared_per_block) layout = with(false);
   check_shared(layout, C);
   const Tiling& tiling = call.tiling;

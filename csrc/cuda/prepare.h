@@ -40,8 +40,10 @@ class Prepared {
   Call<T> call{};
 
  private:
+  void read_target(const Inputs& inputs);
   void read_scales(const Inputs& inputs);
   void read_maps(const Inputs& inputs);
+  Problem problem(bool few) const;
   int64_t length() const;
   Layout lay_out(const Shape& shape, int64_t most_shared);
   void choose_tiles(const Shape& shape, int64_t most_shared);

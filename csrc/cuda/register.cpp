@@ -2,11 +2,10 @@
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
+#include "../ops.h"
 #include "map_stats.h"
 
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 // Dispatch brings only CUDA tensors here; who calls past it must not have a CPU address handed to a GPU.
 void expect_cuda(at::TensorList logits) {
@@ -16,26 +15,19 @@ void expect_cuda(at::TensorList logits) {
   }
 }
 
-std::tuple<at::Tensor, at::Tensor> forward_cuda(at::TensorList logits, const at::Tensor& target,
-                                                const OptionalTensor& cat_weight, const OptionalTensor& cat_bias,
-                                                const OptionalTensor& awf_weight, const OptionalTensor& awf_bias,
-                                                at::IntArrayRef maps, bool squared) {
-  expect_cuda(logits);
-  return lomix::cuda::map_stats_forward({logits, target, cat_weight, cat_bias, awf_weight, awf_bias, maps, squared});
+std::tuple<at::Tensor, at::Tensor> forward_cuda(const lomix::Inputs& inputs) {
+  expect_cuda(inputs.logits);
+  return lomix::cuda::map_stats_forward(inputs);
 }
 
-std::vector<at::Tensor> backward_cuda(const at::Tensor& grad_stats, at::TensorList logits, const at::Tensor& target,
-                                      const OptionalTensor& cat_weight, const OptionalTensor& cat_bias,
-                                      const OptionalTensor& awf_weight, const OptionalTensor& awf_bias,
-                                      at::IntArrayRef maps, bool squared) {
-  expect_cuda(logits);
-  return lomix::cuda::map_stats_backward(grad_stats,
-                                         {logits, target, cat_weight, cat_bias, awf_weight, awf_bias, maps, squared});
+std::vector<at::Tensor> backward_cuda(const at::Tensor& grad_stats, const lomix::Inputs& inputs) {
+  expect_cuda(inputs.logits);
+  return lomix::cuda::map_stats_backward(grad_stats, inputs);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lomix_fast_cpp, CUDA, m) {
-  m.impl("map_stats_forward", &forward_cuda);
-  m.impl("map_stats_backward", &backward_cuda);
+  m.impl("map_stats_forward", &lomix::forward_op<forward_cuda>);
+  m.impl("map_stats_backward", &lomix::backward_op<backward_cuda>);
 }

@@ -81,8 +81,9 @@ __device__ void fill_axes(const Call<T>& call, const Tile& tile, const AxisTable
   }
 }
 
-// Class of one pixel, kBad when it is none. Types narrower than int64 cannot overflow the comparison either.
-template <typename T>
+// Class of one pixel, kBad when it is none. Types narrower than int64 cannot overflow the comparison either. Those that
+// a general call leaves out are as if they lay outside.
+template <bool kGeneral, typename T>
 __device__ __forceinline__ int label_at(const Call<T>& call, int64_t sample, int z, int y, int x) {
   const int64_t at =
       sample * call.label_stride[0] + z * call.label_stride[1] + y * call.label_stride[2] + x * call.label_stride[3];
@@ -93,6 +94,9 @@ __device__ __forceinline__ int label_at(const Call<T>& call, int64_t sample, int
     case LabelType::kInt16: label = static_cast<const int16_t*>(call.labels)[at]; break;
     case LabelType::kInt32: label = static_cast<const int32_t*>(call.labels)[at]; break;
     default: label = static_cast<const int64_t*>(call.labels)[at];
+  }
+  if constexpr (kGeneral) {
+    if (call.target.has_ignored && label == call.target.ignore_index) return kOutside;
   }
   return label >= 0 && label < call.num_classes ? static_cast<int>(label) : kBad;
 }
@@ -108,7 +112,7 @@ template <typename T>
 __device__ __forceinline__ int tile_label(const Call<T>& call, const Tile& tile, int p) {
   const Place at = offset_of(call.tiling, p);
   if (!is_inside(call, tile, at)) return kOutside;
-  return label_at(call, tile.sample, tile.origin.z + at.z, tile.origin.y + at.y, tile.origin.x + at.x);
+  return label_at<false>(call, tile.sample, tile.origin.z + at.z, tile.origin.y + at.y, tile.origin.x + at.x);
 }
 
 template <typename T, typename From>

@@ -2,157 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from ..plan import OPERATORS, MixPlan
-from ..reference import compute_dtype
+from ..plan import EXTRA_OPERATORS, OPERATORS
+from .case import LAYOUTS, Case, Inputs, lay_out, make_inputs
 
-LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded", "transposed")
-PARAMETERS = ("cat_weight", "cat_bias", "awf_weight", "awf_bias")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One problem: everything that decides shapes, dtypes, strides and the rough size of the numbers.
-
-    Attributes:
-        name: unique, readable.
-        batch, classes: B, C.
-        full: spatial shape of the labels, 1 to 3 axes.
-        native: spatial shape of each scale, coarsest first; its length is L.
-        dtype: of the logits. Parameters of the mixes are float32, or float64 with float64 logits.
-        operators, originals, squared: see `MixPlan.create`.
-        kept: maps of that plan to keep, see `MixPlan.select`; None for all.
-        target_dtype: of the labels.
-        layout: strides of the logits, one of `LAYOUTS`, or "mixed" for another one at each scale.
-        target_layout: "contiguous", "transposed", "sliced" or "channel" ([B, 1, *full]).
-        magnitude: the logits are drawn from a normal distribution with this standard deviation.
-    """
-
-    name: str
-    batch: int
-    classes: int
-    full: tuple[int, ...]
-    native: tuple[tuple[int, ...], ...]
-    dtype: torch.dtype = torch.float32
-    operators: tuple[str, ...] = OPERATORS
-    originals: tuple[int, ...] | None = None
-    squared: bool = True
-    kept: tuple[int, ...] | None = None
-    target_dtype: torch.dtype = torch.int64
-    layout: str = "contiguous"
-    target_layout: str = "contiguous"
-    magnitude: float = 1.0
-
-    @property
-    def plan(self) -> MixPlan:
-        """The plan of this case."""
-        plan = MixPlan.create(len(self.native), self.operators, self.originals, self.squared)
-        return plan if self.kept is None else plan.select(self.kept)
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of one sample at full size."""
-        return int(torch.Size(self.full).numel())
-
-
-@dataclass
-class Inputs:
-    """Arguments of `map_stats`: logits [B, C, *native] each, target [B, *full], and W, b, u, v or None."""
-
-    logits: list[Tensor]
-    target: Tensor
-    cat_weight: Tensor | None
-    cat_bias: Tensor | None
-    awf_weight: Tensor | None
-    awf_bias: Tensor | None
-
-    @property
-    def parameters(self) -> dict[str, Tensor | None]:
-        """W, b, u, v by the names of their arguments, to be passed on as keywords."""
-        return {name: getattr(self, name) for name in PARAMETERS}
-
-    @property
-    def differentiable(self) -> dict[str, Tensor]:
-        """Every tensor that has a gradient, by a readable name."""
-        named = {f"logits[{i}]": z for i, z in enumerate(self.logits)}
-        return named | {name: p for name, p in self.parameters.items() if p is not None}
-
-    def requires_grad_(self) -> Inputs:
-        """Ask for the gradient of every differentiable tensor, in place; returns self."""
-        for tensor in self.differentiable.values():
-            tensor.requires_grad_()
-        return self
-
-    def to(self, dtype: torch.dtype) -> Inputs:
-        """A detached copy with logits and parameters in `dtype`, holding the same numbers if it is wider."""
-        logits = [z.detach().to(dtype, copy=True) for z in self.logits]
-        cast = [None if p is None else p.detach().to(dtype, copy=True) for p in self.parameters.values()]
-        return Inputs(logits, self.target, *cast)
-
-
-def make_inputs(case: Case, seed: int = 0) -> Inputs:
-    """Draw the inputs of a case; the same case and seed give the same numbers. Nothing requires a gradient yet."""
-    generator = torch.Generator().manual_seed(seed)
-    plan, classes = case.plan, case.classes
-    logits = []
-    for scale, native in enumerate(case.native):
-        values = case.magnitude * torch.randn(case.batch, classes, *native, generator=generator, dtype=torch.float64)
-        layout = LAYOUTS[scale % len(LAYOUTS)] if case.layout == "mixed" else case.layout
-        logits.append(lay_out(values.to(case.dtype), layout))
-    target = torch.randint(classes, (case.batch, *case.full), generator=generator).to(case.target_dtype)
-
-    def draw(needed: bool, *shape: int) -> Tensor | None:
-        if not needed:
-            return None
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(compute_dtype(case.dtype))
-
-    weight = draw(plan.uses_cat, plan.num_pairs, classes, classes)
-    return Inputs(
-        logits,
-        _lay_out_target(target, case.target_layout),
-        None if weight is None else weight / classes**0.5,
-        draw(plan.uses_cat, plan.num_subsets, classes),
-        draw(plan.uses_awf, plan.num_pairs, classes),
-        draw(plan.uses_awf, plan.num_pairs),
-    )
-
-
-def lay_out(values: Tensor, layout: str) -> Tensor:
-    """The same shape in other strides, and the same values except for "expanded", which repeats the first sample.
-
-    Args:
-        values: [B, C, *native], contiguous.
-        layout: one of `LAYOUTS`. "channels_last" has the classes innermost (with one spatial axis too), "sliced" is
-            every other element of a larger tensor whose rest is NaN, "expanded" has stride 0 along the batch,
-            "transposed" has its axes in reverse order.
-    """
-    if layout == "channels_last":
-        return values.movedim(1, -1).contiguous().movedim(-1, 1)
-    if layout == "sliced":
-        room = values.new_full(
-            (values.shape[0], values.shape[1] + 2, *[2 * n + 1 for n in values.shape[2:]]), torch.nan
-        )
-        view = room[(slice(None), slice(1, -1), *[slice(1, None, 2)] * (values.dim() - 2))]
-        return view.copy_(values)
-    if layout == "expanded":
-        return values[:1].expand_as(values) if values.shape[0] else values
-    if layout == "transposed":
-        axes = tuple(reversed(range(values.dim())))
-        return values.permute(axes).contiguous().permute(axes)
-    return values
-
-
-def _lay_out_target(target: Tensor, layout: str) -> Tensor:
-    if layout == "transposed":
-        axes = tuple(reversed(range(target.dim())))
-        return target.permute(axes).contiguous().permute(axes)
-    if layout == "sliced":
-        return torch.stack([target, torch.zeros_like(target)], dim=-1)[..., 0]
-    return target.unsqueeze(1) if layout == "channel" else target
+__all__ = ["BENCHMARK_CASES", "CASES", "LAYOUTS", "Case", "Inputs", "case", "lay_out", "make_inputs"]
 
 
 def _pyramid(full: tuple[int, ...], *ratios: int) -> tuple[tuple[int, ...], ...]:
@@ -256,6 +113,84 @@ _EXTREMES = (
     replace(_THREE, name="tiny", magnitude=1e-6),
 )
 
+_SIGMOID = replace(_THREE, sigmoid=True, dense=True, target_dtype=torch.bool)
+_REGIONS = (
+    replace(_SIGMOID, name="sigmoid_bool"),
+    replace(_SIGMOID, name="sigmoid_uint8_sliced", target_dtype=torch.uint8, target_layout="sliced"),
+    replace(_SIGMOID, name="sigmoid_int64_linear", target_dtype=torch.int64, squared=False),
+    replace(_SIGMOID, name="sigmoid_soft_half", target_dtype=torch.float16, target_layout="transposed"),
+    replace(_SIGMOID, name="sigmoid_one_class", classes=1, target_dtype=torch.uint8),
+    replace(_SIGMOID, name="sigmoid_one_class_ignore", classes=1, target_dtype=torch.uint8, ignore_index=255),
+    replace(_SIGMOID, name="sigmoid_structure", classes=1, target_dtype=torch.float32, squared=False,
+            ignore_index=255,
+            weight_map=torch.float32, weighted_ce=False),
+    replace(_SIGMOID, name="sigmoid_masked", weight_map=torch.bool, ce_weight=True),
+    replace(_SIGMOID, name="sigmoid_weighted_double", dtype=torch.float64, target_dtype=torch.float32,
+            weight_map=torch.float32, ce_weight=True),
+    replace(_SIGMOID, name="sigmoid_half_logits", dtype=torch.float16, weight_map=torch.float16),
+    replace(_SIGMOID, name="sigmoid_large", magnitude=80.0, operators=("add", "cat", "awf")),
+    replace(_SIGMOID, name="sigmoid_extra", operators=("sub", "avg", "max", "mul"), bounded=True),
+    replace(_VOLUME, name="sigmoid_volume", sigmoid=True, dense=True, target_dtype=torch.bool,
+            weight_map=torch.float32),
+    replace(_BASE, name="sigmoid_base", classes=9, sigmoid=True, dense=True, target_dtype=torch.uint8),
+    Case("sigmoid_classes_17", 1, 17, (7, 9), ((2, 3), (7, 9)), sigmoid=True, dense=True, target_dtype=torch.bool,
+         weight_map=torch.float32, ce_weight=True),
+    Case("sigmoid_many_tiles", 2, 4, (67, 130), ((9, 17), (34, 65)), sigmoid=True, dense=True, target_dtype=torch.bool),
+)  # fmt: skip
+_WEIGHTS = (
+    replace(_THREE, name="ignore_255", ignore_index=255, target_dtype=torch.uint8),
+    replace(_THREE, name="ignore_inside", ignore_index=1),
+    replace(_BASE, name="ignore_minus_one_float", ignore_index=-1, target_dtype=torch.float32),
+    replace(_THREE, name="mask", weight_map=torch.bool),
+    replace(_BASE, name="weight_map", weight_map=torch.float32, target_layout="transposed"),
+    replace(_THREE, name="weight_map_half", weight_map=torch.float16, target_layout="sliced", ignore_index=2),
+    replace(_THREE, name="weight_map_double", weight_map=torch.float64, dtype=torch.float64, ce_weight=True),
+    replace(_THREE, name="weighted_dice_only", weight_map=torch.float32, weighted_ce=False, ignore_index=7),
+    replace(
+        _THREE,
+        name="weighted_dice_smoothing",
+        weight_map=torch.float32,
+        weighted_ce=False,
+        ignore_index=7,
+        label_smoothing=0.1,
+    ),
+    replace(_VOLUME, name="volume_weight_map", weight_map=torch.bfloat16, squared=False),
+    Case("weights_many_tiles", 3, 4, (67, 130), ((9, 17), (34, 65)), weight_map=torch.float32, ce_weight=True),
+    Case("weights_classes_17", 1, 17, (7, 9), ((2, 3), (7, 9)), weight_map=torch.float32, ce_weight=True),
+)
+_SOFT = (
+    replace(_THREE, name="ce_weight", ce_weight=True),
+    replace(_THREE, name="label_smoothing", label_smoothing=0.1),
+    replace(_BASE, name="label_smoothing_weights", label_smoothing=0.2, ce_weight=True, weight_map=torch.float32),
+    replace(_THREE, name="label_smoothing_ignore", label_smoothing=0.1, ignore_index=9, target_dtype=torch.int16),
+    replace(_THREE, name="soft_labels", dense=True, target_dtype=torch.float32),
+    replace(_BASE, name="soft_labels_all", dense=True, target_dtype=torch.float16, label_smoothing=0.1, ce_weight=True,
+            weight_map=torch.float32, target_layout="transposed"),
+    replace(_VOLUME, name="soft_labels_volume_linear", dense=True, target_dtype=torch.float32, squared=False),
+    replace(_THREE, name="soft_labels_double", dense=True, target_dtype=torch.float64, dtype=torch.float64),
+    replace(_THREE, name="soft_labels_large", dense=True, target_dtype=torch.float32, magnitude=80.0,
+            operators=("add", "awf")),
+    replace(_THREE, name="hard_one_hot", dense=True, target_dtype=torch.bool),
+    Case("soft_classes_17", 1, 17, (7, 9), ((2, 3), (7, 9)), dense=True, target_dtype=torch.float32),
+    Case("soft_many_tiles", 2, 4, (67, 130), ((9, 17), (34, 65)), dense=True, target_dtype=torch.float32),
+)  # fmt: skip
+_EXTRAS = (
+    *(replace(_THREE, name=f"only_{name}", operators=(name,), originals=()) for name in EXTRA_OPERATORS),
+    replace(_THREE, name="only_bounded_mul", operators=("mul",), originals=(), bounded=True),
+    replace(_BASE, name="all_operators", operators=(*OPERATORS, *EXTRA_OPERATORS), bounded=True),
+    replace(_VOLUME, name="volume_extra_half", operators=("max", "sub", "mul"), bounded=True, dtype=torch.float16),
+    replace(_THREE, name="bounded_large", operators=("mul",), bounded=True, magnitude=80.0),
+    replace(_THREE, name="bounded_double", operators=("mul", "max"), bounded=True, dtype=torch.float64),
+    Case("extra_classes_17", 1, 17, (7, 9), ((2, 3), (7, 9)), operators=EXTRA_OPERATORS, bounded=True),
+    replace(_BASE, name="max_subset_size", max_subset_size=2),
+    replace(_BASE, name="listed_subsets", subsets=((0, 3), (1, 2, 3)), operators=("cat", "awf", "avg")),
+    Case("scales_7", 1, 3, (8, 8), tuple((n, n) for n in (1, 2, 3, 4, 5, 6, 8)), max_subset_size=2),
+    Case("scales_8", 1, 3, (8, 8), tuple((n, n) for n in (1, 2, 3, 4, 5, 6, 7, 8)), subsets="pairs",
+         operators=("add", "mul", "cat", "awf", "max")),
+    Case("scales_8_all", 1, 2, (5, 6), tuple((n, n) for n in (1, 1, 2, 2, 3, 4, 5, 6)), operators=("awf",),
+         originals=()),
+)  # fmt: skip
+
 CASES: tuple[Case, ...] = (
     *_SHAPES,
     *_CLASSES,
@@ -266,6 +201,10 @@ CASES: tuple[Case, ...] = (
     *_STRIDES,
     *_LABELS,
     *_EXTREMES,
+    *_REGIONS,
+    *_WEIGHTS,
+    *_SOFT,
+    *_EXTRAS,
 )
 
 # The two problems that the speed and memory promises are made about.

@@ -33,4 +33,5 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
 def move_inputs(inputs: Inputs, device: torch.device) -> Inputs:
     """Copy the inputs of a case to a device, each as `move` does; nothing requires a gradient there yet."""
     parameters = [None if p is None else move(p, device) for p in inputs.parameters.values()]
-    return Inputs([move(z, device) for z in inputs.logits], move(inputs.target, device), *parameters)
+    weights = [None if w is None else move(w, device) for w in (inputs.weight_map, inputs.ce_weight)]
+    return Inputs([move(z, device) for z in inputs.logits], move(inputs.target, device), *parameters, *weights)

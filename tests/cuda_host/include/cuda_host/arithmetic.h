@@ -7,10 +7,13 @@
 #include <cmath>
 #include <cstdint>
 
-// glibc declares these three itself, as noexcept, so they have to look the same here.
+// glibc declares these itself, some not before 2.42, as noexcept, so they have to look the same here.
 inline float __expf(float a) noexcept { return ::expf(a); }
 inline float __logf(float a) noexcept { return ::logf(a); }
 inline float __log2f(float a) noexcept { return ::log2f(a); }
+
+inline float rsqrtf(float a) noexcept { return 1.0F / ::sqrtf(a); }
+inline double rsqrt(double a) noexcept { return 1.0 / ::sqrt(a); }
 
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float a) { return 1.0F / a; }

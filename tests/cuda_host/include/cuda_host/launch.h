@@ -51,7 +51,7 @@ inline cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attrib
 template <class... Parameters, class... Arguments>
 inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                       Arguments&&... arguments) {
-  static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a kernel has 4096 bytes of parameters at most");
+  static_assert((sizeof(Parameters) + ... + 0) <= 32764, "a kernel has 32764 bytes of parameters at most");
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "parameters travel to the device as bytes");
   using Values = std::tuple<Parameters...>;
   const std::pair<void (*)(Parameters...), Values> call(kernel, Values(std::forward<Arguments>(arguments)...));
