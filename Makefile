@@ -1,6 +1,6 @@
 # make demo | test | check-cuda | bench | bench-report | gpu-report | lint | format | clean | distclean
 # Only python3, make and g++ are assumed: each command makes .venv, installs the pinned tools of requirements-dev.txt and
-# builds the extension when that has not been done yet or when C++ or setup files have changed.
+# requirements-peers.txt, and builds the extension when that has not been done yet or when C++ or setup files have changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -44,9 +44,11 @@ format: .venv/requirements
 	$(BIN)/clang-format -i $(CPP)
 
 # Stamp files: .venv/requirements says that the tools are installed, .venv/package that the package is.
-.venv/requirements: requirements-dev.txt
+# --no-deps: of these projects only the loss modules are imported, and their other dependencies are hundreds of MB.
+.venv/requirements: requirements-dev.txt requirements-peers.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-peers.txt
 	@touch $@
 
 # csrc is listed with its directories, whose time changes when a file is added or removed.

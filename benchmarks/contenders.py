@@ -55,12 +55,22 @@ def _module(impl: str) -> Callable[[Problem], Prepared]:
     def prepare(problem: Problem) -> Prepared:
         case = problem.case
         criterion = LoMixLoss(
-            case.classes, len(case.native), operators=case.operators, squared_pred=case.squared, impl=impl
+            case.classes,
+            len(case.native),
+            operators=case.operators,
+            subsets=case.subsets,
+            max_subset_size=case.max_subset_size,
+            mul="bounded" if case.bounded else "logits",
+            sigmoid=case.sigmoid,
+            squared_pred=case.squared,
+            ce_weight=problem.ce_weight,
+            impl=impl,
+            **case.rule,
         )
         criterion.to(problem.alpha.dtype).load_state_dict(problem.parameters)
         logits = [z.requires_grad_() for z in problem.logits]
         leaves = {f"logits[{i}]": z for i, z in enumerate(logits)} | dict(criterion.named_parameters())
-        return Prepared(lambda: criterion(logits, problem.target), leaves)
+        return Prepared(lambda: criterion(logits, problem.target, weight_map=problem.weight_map), leaves)
 
     return prepare
 

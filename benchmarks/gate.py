@@ -42,9 +42,10 @@ def truth(problem: Problem) -> dict[str, Tensor]:
     awf_weight = None if exact.awf_weight is None else exact.awf_weight[rows]
     awf_bias = None if exact.awf_bias is None else exact.awf_bias[rows]
     stats, target_stats = map_stats_reference(
-        exact.logits, exact.target, exact.case.plan, exact.cat_weight, exact.cat_bias, awf_weight, awf_bias
+        exact.logits, exact.whole_target(), exact.case.plan, exact.cat_weight, exact.cat_bias, awf_weight, awf_bias
     )
-    total = total_loss(map_losses(stats, target_stats), F.softplus(exact.alpha))
+    losses = map_losses(stats, target_stats, sigmoid=exact.case.sigmoid)
+    total = total_loss(losses, F.softplus(exact.alpha))
     total.backward()
     return results(total, Prepared(lambda: total, exact.leaves))
 

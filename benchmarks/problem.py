@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lomix_fast.mixing import awf_rows
 from lomix_fast.reference import compute_dtype
+from lomix_fast.target import Target, TargetRule
 from lomix_fast.testing.cases import Case, make_inputs
 
 
@@ -19,7 +20,8 @@ class Problem:
     Attributes:
         case: what it was made from.
         logits: L tensors [B, C, *native], coarsest first.
-        target: class numbers [B, *full].
+        target: class numbers [B, *full], or one value a class [B, C, *full].
+        weight_map, ce_weight: weights of pixels [B, *full] and classes [C], or None.
         alpha: [M].
         cat_weight, cat_bias: W [K, C, C], b [S, C], or None.
         awf_weight, awf_bias: [rows, C], [rows], shared by subset size and position as in the authors' code, or None.
@@ -33,12 +35,21 @@ class Problem:
     cat_bias: Tensor | None
     awf_weight: Tensor | None
     awf_bias: Tensor | None
+    weight_map: Tensor | None = None
+    ce_weight: Tensor | None = None
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """The parameters there are, by the names of `LoMixLoss`'s state dict."""
         names = ("alpha", "cat_weight", "cat_bias", "awf_weight", "awf_bias")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def whole_target(self) -> Target:
+        """The target with its weights, as backends take it."""
+        dense = self.target.dim() == self.logits[0].dim()
+        return Target(
+            self.target, dense, self.weight_map, self.ce_weight, TargetRule(**self.case.rule), not self.case.sigmoid
+        )
 
     @property
     def leaves(self) -> dict[str, Tensor]:
@@ -71,4 +82,15 @@ def make_problem(case: Case, seed: int = 0) -> Problem:
     rows = awf_rows(plan, "size")[0]  # never more than the K pairs that make_inputs draws for
     awf_weight = None if inputs.awf_weight is None else inputs.awf_weight[:rows].clone()
     awf_bias = None if inputs.awf_bias is None else inputs.awf_bias[:rows].clone()
-    return Problem(case, inputs.logits, inputs.target, alpha, inputs.cat_weight, inputs.cat_bias, awf_weight, awf_bias)
+    return Problem(
+        case,
+        inputs.logits,
+        inputs.target,
+        alpha,
+        inputs.cat_weight,
+        inputs.cat_bias,
+        awf_weight,
+        awf_bias,
+        inputs.weight_map,
+        inputs.ce_weight,
+    )

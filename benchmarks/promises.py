@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from . import build_time
+from . import build_time, recipes
 from .measure import Measurement
 from .subjects import Entry, label
 from .sweeps import SWEEPS
@@ -165,6 +165,28 @@ class PeakAtMost:
 
 
 @dataclass(frozen=True)
+class PeakNotAbove:
+    """The extra peak memory of a step of `who` is at most `times` that of `than`, gradients included in both."""
+
+    subject: str
+    than: Who
+    times: float
+    who: Who = Who()
+
+    def wants(self, entry: Entry) -> bool:
+        return self.who.is_(entry) or self.than.is_(entry)
+
+    def judge(self, measurements: Sequence[Measurement]) -> Verdict:
+        text = f"{self.subject}: extra peak memory of {self.who} at most {self.times:g}x that of {self.than}"
+        mine, other = (one.find(measurements, self.subject, "memory") for one in (self.who, self.than))
+        if mine is None or other is None or mine.extra_peak_mib is None or not other.extra_peak_mib:
+            return Verdict(None, text)
+        ratio = mine.extra_peak_mib / other.extra_peak_mib
+        figures = f"{mine.extra_peak_mib:.2f} and {other.extra_peak_mib:.2f} MiB"
+        return Verdict(ratio <= self.times, f"{text}: {ratio:.2f}x ({figures})")
+
+
+@dataclass(frozen=True)
 class BuiltWithin:
     """Building the extension from nothing takes at most so many seconds."""
 
@@ -200,6 +222,14 @@ def _all_of(sweep: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(entry.case for entry in SWEEPS[sweep].entries))
 
 
+def _recipe_promises() -> tuple[Promise, ...]:
+    plain = Who(case=recipes.CASES[recipes.PLAIN].name)
+    others = [Who(case=one.name) for name, one in recipes.CASES.items() if name != recipes.PLAIN]
+    others += [Who(f"{recipes.__name__}:{name}", plain.case) for name in recipes.CRITERIA]
+    times = (NotSlower(recipes.SUBJECT.name, plain, 1.5, who=who) for who in others)
+    return (*times, *(PeakNotAbove(recipes.SUBJECT.name, plain, 1.3, who=who) for who in others))
+
+
 PROMISES: tuple[Promise, ...] = (
     Faster("synapse2d", (Who("official"),), times=20, goal=30),
     Faster("synapse2d", (Who("plain"), Who("compile")), times=10, goal=15),
@@ -213,6 +243,7 @@ PROMISES: tuple[Promise, ...] = (
     BuiltWithin(240),
     PeakAtMost("patch3d14", 64, over_gradients=True, who=Who(case="patch3d14")),
     Faster("patch3d14", (Who("official", "official3d14"),), times=20, who=Who(case="patch3d14")),
+    *_recipe_promises(),
 )
 # Measured beside what the promises compare, so that a run says more than whether they hold.
 _BESIDES = (

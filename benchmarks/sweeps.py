@@ -8,7 +8,7 @@ from __future__ import annotations
 from lomix_fast.testing.cases import Case
 from lomix_fast.testing.environment import cores
 
-from . import capability
+from . import capability, recipes
 from .cases import CASES, BenchmarkCase, benchmark_case, pyramid
 from .subjects import COMPARISONS, QUICK, Entry, Subject
 
@@ -72,5 +72,5 @@ SWEEPS: dict[str, Subject] = {
         Subject("isa", "time against vector instructions", _isa(), _ROUNDS),
     )
 }
-SUBJECTS: dict[str, Subject] = COMPARISONS | SWEEPS
+SUBJECTS: dict[str, Subject] = COMPARISONS | SWEEPS | {recipes.SUBJECT.name: recipes.SUBJECT}
 STANDARD = tuple(name for name in SUBJECTS if name not in QUICK)

@@ -25,6 +25,8 @@ _FIGURES = (
 )
 # Not worth a column of its own: native sizes follow from the full one in sweeps.
 _ONLY_ABOVE = ("native",)
+# A column for the name of the problem, where settings do not tell lines apart.
+_CASE = "case"
 
 
 def rows(measurements: Sequence[Measurement]) -> tuple[list[str], list[list[str]], dict[str, str]]:
@@ -40,12 +42,21 @@ def rows(measurements: Sequence[Measurement]) -> tuple[list[str], list[list[str]
     steps = [found["step"] for found in participants.values()]
     common = {name: text(steps[0]) for name, text in _SETTINGS.items() if len({text(m) for m in steps}) == 1}
     varied = [name for name in _SETTINGS if name not in common and name not in _ONLY_ABOVE]
+    told = {
+        (found["step"].contender, *(_SETTINGS[n](found["step"]) for n in varied)) for found in participants.values()
+    }
+    if len(told) < len(participants):
+        varied.insert(0, _CASE)
     base = next(iter(participants.values()))
     lines = [
-        [found["step"].contender, *(_SETTINGS[name](found["step"]) for name in varied), *_figures(found, base)]
+        [found["step"].contender, *(_cell(name, found["step"]) for name in varied), *_figures(found, base)]
         for found in participants.values()
     ]
     return ["contender", *varied, *_FIGURES], lines, common
+
+
+def _cell(name: str, measurement: Measurement) -> str:
+    return measurement.case if name == _CASE else _SETTINGS[name](measurement)
 
 
 def _figures(found: dict[str, Measurement], base: dict[str, Measurement]) -> list[str]:

@@ -1,7 +1,8 @@
 """lomix_fast: the LoMix loss for segmentation networks, fused so that its maps never exist in memory."""
 
 from .backends import available_backends
-from .loss import LoMixLoss, lomix_loss
+from .functional import lomix_loss
+from .loss import LoMixLoss
 from .ops import MapStatsFunction, map_stats
 from .plan import MixPlan
 

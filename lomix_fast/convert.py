@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .loss import LoMixLoss
-from .official import RECIPE, WITH_MIXES, CombinatorialMutationsLossModule
+from .official import WITH_MIXES, CombinatorialMutationsLossModule
 from .official_names import FUSION_NAMES, OUR_NAME, fusion_key, fusion_positions, their_names
 from .plan import OPERATORS, MixPlan
 
@@ -41,8 +41,8 @@ def official_to_lomix(
         state_dict: theirs; tensors of any floating-point dtype and device, which the result keeps.
         num_classes: C.
         num_scales: L, with as many original weights as scales mixed.
-        operators: our names ("add", "mul", "cat", "awf") in the order of the criterion to be loaded. The
-            order in which the authors' module listed its operations does not matter: its weights are stored
+        operators: our names ("add", "mul", "cat", "awf", "sub", "avg", "max") in the order of the criterion to be
+            loaded. The order in which the authors' module listed its operations does not matter: its weights are stored
             by name.
         cat_weight: W [K, C, C] to include, with `cat_bias`; None leaves both keys out.
         cat_bias: b [S, C].
@@ -53,9 +53,8 @@ def official_to_lomix(
 
     Raises:
         TypeError, ValueError: a key that is missing, unknown or of the wrong shape; operators in the
-            checkpoint and in the argument that differ; "sub", "avg" or "max", which do not exist here yet.
-            Nothing is dropped silently, except the fusion convolutions of a module whose `operators` lack
-            "awf", which no map ever used.
+            checkpoint and in the argument that differ. Nothing is dropped silently, except the fusion
+            convolutions of a module whose `operators` lack "awf", which no map ever used.
 
     Source: keys as the authors' released module makes them (SPEC of LoMix).
     """
@@ -233,11 +232,21 @@ def lomix_to_module(
     if not isinstance(criterion, LoMixLoss):
         raise TypeError(f"criterion: got {type(criterion).__name__}, expected a LoMixLoss")
     plan = criterion.plan
-    wanted = {**RECIPE, "squared_pred": True, "originals": tuple(range(plan.num_scales)), "prune_below": 0}
-    held = {**criterion.recipe, "squared_pred": plan.squared, "originals": plan.originals}
-    held["prune_below"] = criterion.prune_below
+    # Everything but the two factors has to be what a criterion has by default.
+    held, wanted = ({**c.recipe, **c.reading, "structure": c.structure} for c in (criterion, LoMixLoss(2, 1)))
+    held |= {"weight": criterion.weight, "ce_weight": criterion.ce_weight, "prune_below": criterion.prune_below}
+    held |= {"squared_pred": plan.squared, "originals": plan.originals, "subsets": plan.chosen, "mul": plan.bounded}
+    wanted |= {"weight": None, "ce_weight": None, "prune_below": 0, "squared_pred": True, "subsets": None, "mul": False}
+    wanted |= {"originals": tuple(range(plan.num_scales))}
+    for name in ("lambda_ce", "lambda_dice"):
+        del held[name], wanted[name]
+    if criterion.weighting in ("normalized", "uncertainty"):
+        raise ValueError(
+            f"criterion: got weighting={criterion.weighting!r}, expected 'softplus' or 'fixed'; the authors' module "
+            "has no other"
+        )
     for name, value in wanted.items():
-        if held[name] != value:
+        if held[name] is not value and (isinstance(held[name], Tensor) or held[name] != value):
             raise ValueError(
                 f"criterion: got {name}={held[name]!r}, expected {value!r}; the authors' module has no other"
             )
@@ -280,8 +289,7 @@ def _stored_operators(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
             theirs = key.split(".")[1]
             if theirs not in OUR_NAME:
                 raise ValueError(
-                    f"state_dict: got weights of the operator {theirs!r}, expected operators out of "
-                    f"{tuple(OUR_NAME)}; 'sub', 'avg' and 'max' are not supported yet"
+                    f"state_dict: got weights of the operator {theirs!r}, expected operators out of {tuple(OUR_NAME)}"
                 )
             if stored.setdefault(OUR_NAME[theirs], theirs) != theirs:
                 raise ValueError("state_dict: got weights of both 'wf' and 'weighted_fusion', expected one of the two")

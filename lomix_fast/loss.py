@@ -2,137 +2,100 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backends import BACKENDS
 from .checks import check_logits, check_order, plain
 from .mixing import AWF_SHARING, awf_rows, draw_awf, draw_cat
 from .ops import map_stats
+from .options import (
+    CONCAT,
+    MUL,
+    ORDER,
+    SUPERVISION,
+    ce_class_weights,
+    check_choice,
+    check_mode,
+    check_recipe,
+    dice_class_weights,
+)
+from .pixels import weigh_pixels
 from .plan import OPERATORS, MixPlan
+from .presets import preset_options
 from .pruning import PrunedMaps, check_pruning, no_gradient_from
-from .recipe import map_losses, total_loss
-
-SUPERVISION = ("lomix", "mutation", "deep_supervision", "last_layer")
-CONCAT = ("learned", "resampled")
-WEIGHTING = ("softplus", "fixed")
-ORDER = ("coarse_to_fine", "fine_to_coarse")
-
-
-def lomix_loss(
-    logits: Sequence[Tensor],
-    target: Tensor,
-    weights: Tensor,
-    plan: MixPlan,
-    *,
-    cat_weight: Tensor | None = None,
-    cat_bias: Tensor | None = None,
-    awf_weight: Tensor | None = None,
-    awf_bias: Tensor | None = None,
-    lambda_ce: float = 0.3,
-    lambda_dice: float = 0.7,
-    smooth_nr: float = 1e-5,
-    smooth_dr: float = 1e-5,
-    include_background: bool = True,
-    batch: bool = True,
-    impl: str = "auto",
-) -> Tensor:
-    """The LoMix loss as a function: sum over the maps of weights[m] * (lambda_ce * CE_m + lambda_dice * Dice_m).
-
-    Args:
-        logits: L tensors [B, C, *native], coarsest first.
-        target: labels [B, *full] or [B, 1, *full].
-        weights: [M], the final (for example softplus-ed) weight of each map, in `plan.map_names` order.
-        plan: which maps; `MixPlan.create(L, ..., squared=...)` also says whether Dice squares the probabilities.
-        cat_weight, cat_bias, awf_weight, awf_bias: parameters of the mixes, see `map_stats`.
-        lambda_ce, lambda_dice, smooth_nr, smooth_dr, include_background, batch: see `LoMixLoss`.
-        impl: backend, see `available_backends`.
-
-    Returns:
-        Scalar, float32 (float64 for float64 logits), differentiable in logits, weights and parameters.
-
-    Raises:
-        TypeError, ValueError, RuntimeError: as `map_stats`; TypeError or ValueError if `weights` is not a float [M].
-
-    Source: Rahman and Marculescu, NeurIPS 2025, total loss; no division by M.
-    """
-    if not isinstance(plan, MixPlan):
-        raise TypeError(
-            f"plan: got {type(plan).__name__}, expected a MixPlan; make one with MixPlan.create(num_scales)"
-        )
-    if not isinstance(weights, Tensor) or not weights.is_floating_point():
-        raise TypeError(f"weights: got {getattr(weights, 'dtype', type(weights).__name__)}, expected a float tensor")
-    if tuple(weights.shape) != (plan.num_maps,):
-        raise ValueError(f"weights: got shape {tuple(weights.shape)}, expected [{plan.num_maps}], one weight per map")
-    stats, target_stats = map_stats(
-        logits,
-        target,
-        plan,
-        cat_weight=cat_weight,
-        cat_bias=cat_bias,
-        awf_weight=awf_weight,
-        awf_bias=awf_bias,
-        impl=impl,
-    )
-    losses = map_losses(
-        stats,
-        target_stats,
-        lambda_ce=lambda_ce,
-        lambda_dice=lambda_dice,
-        smooth_nr=smooth_nr,
-        smooth_dr=smooth_dr,
-        include_background=include_background,
-        batch=batch,
-    )
-    return total_loss(losses, weights)
+from .recipe import counts_any, map_losses
+from .weighting import WEIGHTING, map_weights, weighted_total
 
 
 class LoMixLoss(PrunedMaps):
     """LoMix: CE + Dice on every scale of a decoder and on every mixture of scales, under learned weights.
 
     Calling it with a list of logits and labels returns one scalar. Its parameters must be given to the optimizer, with
-    weight_decay=0. The softplus weights can only fall during training (dTotal/dalpha = sigmoid(alpha) * loss > 0); that
-    is the published method, and `weighting="fixed"` avoids it.
+    weight_decay=0. docs/recipes.md has the table of recipes, what each is equal to, and which weighting to take.
 
     Args:
-        num_classes: C, at least 2, background included.
-        num_scales: L, 1 to 6.
+        num_classes: C, background included: at least 2, or with `sigmoid` at least 1.
+        num_scales: L, 1 to 8.
         supervision: "lomix" (the method); "mutation" (MERIT: every non-empty subset added, weight 1);
             "deep_supervision" (every scale, weight 1); "last_layer" (the finest scale alone, weight 1). The last three
-            fix operators and weighting themselves.
-        operators: mixes for "lomix", out of "add", "mul", "cat", "awf"; () gives deep supervision with learned weights.
+            fix operators, weighting and `mul` themselves.
+        operators: mixes for "lomix", out of "add", "mul", "cat", "awf" (the default) and "sub", "avg", "max"; () gives
+            deep supervision with learned weights.
+        subsets: which sets of scales are mixed: None (all), "pairs", or a list of increasing tuples of scale numbers, 0
+            the coarsest. For "lomix" and "mutation".
+        max_subset_size: None, or the most scales in a mix; not together with `subsets`.
+        mul: "logits" (the product of the logits, as published) or "bounded" (of P / sqrt(1 + (P / 2)^2), which cannot
+            overflow for finite logits), see `MixPlan.create`.
         concat: "learned" (one 1x1 convolution per subset, trained) or "resampled" (the authors' code: drawn anew at
             every call, from a generator of this module's own, never trained).
         awf_sharing: which pairs share attention weights: "size" (the authors' code), "subset" or "scale".
-        weighting: "softplus" (alpha learned, weights softplus(alpha), 0.693 at the start) or "fixed" (all 1).
+        weighting: of the maps. "softplus" (as published: softplus(alpha), which can only fall), "fixed" (all 1),
+            "normalized" (M softplus(alpha) / sum: constant total), "uncertainty" (softplus(alpha), and minus the sum of
+            their logarithms: 1 / loss at rest).
         order: "coarse_to_fine" or "fine_to_coarse", the order of the list of logits. Names and parameters always count
             from the coarsest scale, 0, so a checkpoint does not depend on it.
+        sigmoid: every class is a question of its own (multi-label, regions, or C = 1): sigmoid and binary CE in place
+            of softmax and CE. The target is one value a class.
         lambda_ce, lambda_dice: weights of the two terms of every map loss.
         smooth_nr, smooth_dr: smoothing of Dice, numerator and denominator.
         squared_pred: Dice denominator sums s^2 (True, the authors) or s.
         include_background: whether class 0 enters Dice.
         batch: Dice sums over the whole batch (True, the authors) or per sample.
+        jaccard: 1 - IoU in place of Dice, as MONAI has it.
+        tversky: None, or (alpha, beta) of false positives and negatives: the Tversky loss in place of Dice. Needs
+            squared_pred=False.
+        absent_classes: "include", or "exclude": classes without a target in the batch (the sample, with batch=False)
+            leave the mean of Dice.
+        weight: factor of each class's Dice before the mean: C numbers, C - 1 with include_background=False, or one.
+        ce_weight: C numbers, weight of each class in CE; under sigmoid of its positives (pos_weight).
+        ce_per_sample: normalise CE in each sample, then mean over samples, instead of over the batch at once.
+        weighted_ce: whether weight maps weigh CE too, or Dice alone.
+        ignore_index: label of pixels that do not count, in CE and in Dice; may lie outside [0, C).
+        label_smoothing: 0 to 1, of CE, as torch.nn.CrossEntropyLoss has it; not with sigmoid.
+        structure: weigh pixels by PraNet's 1 + 5 |mean of their surroundings - target|; for sigmoid and C = 1.
         impl: "auto" or a backend of `available_backends`.
         prune_below: maps whose weight is under it are left out of forward and backward; 0 (default) is off. See
             `update_pruning` for what is dropped, when, and how it is reported.
         prune_every: calls in training from one choice of the maps to the next, or None: only in `update_pruning`.
 
     Attributes:
-        alpha: Parameter [M], with weighting="softplus".
+        alpha: Parameter [M], unless the weights are fixed.
         cat_weight, cat_bias: Parameters [K, C, C] and [S, C], with "cat" learned.
         awf_weight, awf_bias: Parameters [rows, C] and [rows], with "awf"; see `lomix_fast.mixing.awf_rows`.
+        weight, ce_weight: the class weights, copied, as buffers that no checkpoint holds, or None.
         plan: the `MixPlan` of all maps. map_names: tuple of M names such as "orig_3" or "add_0_1".
 
     Raises:
         TypeError, ValueError: an argument out of range or a combination that contradicts itself, named in the message.
 
     Source: Rahman and Marculescu, "LoMix", NeurIPS 2025 and the released code; argument names follow
-    monai.losses.DiceCELoss.
+    monai.losses.DiceCELoss and TverskyLoss.
     """
 
     alpha: nn.Parameter | None
@@ -140,6 +103,8 @@ class LoMixLoss(PrunedMaps):
     cat_bias: nn.Parameter | None
     awf_weight: nn.Parameter | None
     awf_bias: nn.Parameter | None
+    weight: Tensor | None
+    ce_weight: Tensor | None
     _awf_index: Tensor | None
 
     def __init__(
@@ -149,10 +114,14 @@ class LoMixLoss(PrunedMaps):
         *,
         supervision: str = "lomix",
         operators: Sequence[str] = OPERATORS,
+        subsets: Sequence[Sequence[int]] | str | None = None,
+        max_subset_size: int | None = None,
+        mul: str = "logits",
         concat: str = "learned",
         awf_sharing: str = "size",
         weighting: str = "softplus",
         order: str = "coarse_to_fine",
+        sigmoid: bool = False,
         lambda_ce: float = 0.3,
         lambda_dice: float = 0.7,
         smooth_nr: float = 1e-5,
@@ -160,6 +129,16 @@ class LoMixLoss(PrunedMaps):
         squared_pred: bool = True,
         include_background: bool = True,
         batch: bool = True,
+        jaccard: bool = False,
+        tversky: tuple[float, float] | None = None,
+        absent_classes: str = "include",
+        weight: Sequence[float] | Tensor | float | None = None,
+        ce_weight: Sequence[float] | Tensor | None = None,
+        ce_per_sample: bool = False,
+        weighted_ce: bool = True,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        structure: bool = False,
         impl: str = "auto",
         prune_below: float = 0.0,
         prune_every: int | None = 100,
@@ -171,34 +150,11 @@ class LoMixLoss(PrunedMaps):
             ("awf_sharing", awf_sharing, AWF_SHARING),
             ("weighting", weighting, WEIGHTING),
             ("order", order, ORDER),
+            ("mul", mul, MUL),
             ("impl", impl, ("auto", *BACKENDS)),
         ):
-            if value not in known:
-                raise ValueError(f"{name}: got {value!r}, expected one of {tuple(known)}")
-        _check_numbers(num_classes, lambda_ce, lambda_dice, smooth_nr, smooth_dr)
-        flags = {"squared_pred": squared_pred, "include_background": include_background, "batch": batch}
-        for name, flag in flags.items():
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name}: got {flag!r}, expected True or False")
-        if not isinstance(operators, (tuple, list)):
-            raise TypeError(f"operators: got {operators!r}, expected a tuple or list out of {OPERATORS}")
-        if supervision != "lomix":
-            passed = {"operators": (tuple(operators), OPERATORS), "weighting": (weighting, "softplus")}
-            for name, (given, default) in passed.items():
-                if given != default:
-                    raise ValueError(
-                        f"{name}: got {given!r} with supervision={supervision!r}, which sets it itself; leave it out, "
-                        "or pass supervision='lomix'"
-                    )
-            operators, weighting = (("add",) if supervision == "mutation" else ()), "fixed"
-        check_pruning(prune_below, prune_every, weighting, supervision)
-        originals = (num_scales - 1,) if supervision == "last_layer" and isinstance(num_scales, int) else None
-        plan = MixPlan.create(num_scales, tuple(operators), originals, squared_pred)
-        self._start_pruning(plan, prune_below, prune_every)
-        self._single = MixPlan.create(1, (), squared=squared_pred)  # for a call with one tensor
-        self.num_classes, self.num_scales = num_classes, num_scales
-        self.supervision, self.concat, self.awf_sharing = supervision, concat, awf_sharing
-        self.weighting, self.order, self.impl = weighting, order, impl
+            check_choice(name, value, known)
+        # What `map_losses` of the recipe takes, and what `map_stats` takes of how a target is read.
         self.recipe: dict[str, Any] = {
             "lambda_ce": lambda_ce,
             "lambda_dice": lambda_dice,
@@ -206,8 +162,50 @@ class LoMixLoss(PrunedMaps):
             "smooth_dr": smooth_dr,
             "include_background": include_background,
             "batch": batch,
+            "sigmoid": sigmoid,
+            "jaccard": jaccard,
+            "tversky": tversky,
+            "absent_classes": absent_classes,
+            "ce_per_sample": ce_per_sample,
         }
+        self.reading: dict[str, Any] = {
+            "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing,
+            "weighted_ce": weighted_ce,
+        }
+        check_recipe(num_classes, squared_pred=squared_pred, structure=structure, **self.recipe, **self.reading)
+        # torch.compile(dynamic=True) compiles twice over a float that becomes part of a key, but not over the int 0.
+        self.reading["label_smoothing"] = label_smoothing or 0
+        operators, weighting = check_mode(num_scales, supervision, operators, weighting, mul, subsets, max_subset_size)
+        check_pruning(prune_below, prune_every, weighting, supervision)
+        self.register_buffer("ce_weight", ce_class_weights(ce_weight, num_classes), persistent=False)
+        self.register_buffer("weight", dice_class_weights(weight, num_classes, include_background), persistent=False)
+        originals = (num_scales - 1,) if supervision == "last_layer" and type(num_scales) is int else None
+        options: dict[str, Any] = {"squared": squared_pred, "sigmoid": sigmoid}
+        self._chosen: dict[str, Any] = {"subsets": subsets, "max_subset_size": max_subset_size}
+        mixes = {"bounded": mul == "bounded", **self._chosen}
+        plan = MixPlan.create(num_scales, tuple(operators), originals, **options, **mixes)
+        self._start_pruning(plan, prune_below, prune_every)
+        self._single = MixPlan.create(1, (), **options)  # for a call with one tensor
+        self.num_classes, self.num_scales = num_classes, num_scales
+        self.supervision, self.concat, self.awf_sharing = supervision, concat, awf_sharing
+        self.weighting, self.order, self.impl, self.structure = weighting, order, impl, structure
         self._make_parameters()
+
+    @classmethod
+    def preset(cls, name: str, num_classes: int, num_scales: int, **overrides: Any) -> LoMixLoss:
+        """A criterion with a recipe that is known by name.
+
+        Args:
+            name: "official", "monai", "nnunet" or "polyp", see `lomix_fast.presets.preset_options`.
+            num_classes, num_scales: as for the constructor; "polyp" has one class.
+            overrides: other options of the constructor, and bce="weighted" or "as_released" for "polyp".
+
+        Raises:
+            TypeError, ValueError: as the constructor, and ValueError for an unknown name or an override that
+                contradicts the preset.
+        """
+        return cls(num_classes, num_scales, **preset_options(name, num_classes, **overrides))
 
     def _make_parameters(self) -> None:
         """Create exactly the parameters that this configuration trains, so that DDP finds none unused."""
@@ -216,7 +214,7 @@ class LoMixLoss(PrunedMaps):
         self._generator: torch.Generator | None = None
         rows, index = awf_rows(self.plan, self.awf_sharing)
         self.register_buffer("_awf_index", torch.tensor(index) if self.plan.uses_awf else None, persistent=False)
-        if self.weighting == "softplus":
+        if self.weighting != "fixed":
             self.alpha = nn.Parameter(torch.zeros(self.plan.num_maps))
         if self.plan.uses_cat and self.concat == "learned":
             weight, bias = draw_cat(self.plan, self.num_classes)
@@ -235,49 +233,84 @@ class LoMixLoss(PrunedMaps):
         return self.plan.map_names
 
     def map_weights(self) -> Tensor:
-        """Current weight of each map, [M], detached."""
+        """Current weight of each map, [M], detached: the one in use, or for a dropped map the one it would have."""
         return self._weights().detach()
 
     def _weights(self) -> Tensor:
-        return torch.ones(self.plan.num_maps) if self.alpha is None else F.softplus(self.alpha)
+        return torch.ones(self.plan.num_maps) if self.alpha is None else map_weights(self.alpha, self.weighting)
 
-    def map_losses(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
+    def map_losses(
+        self,
+        logits: Sequence[Tensor],
+        target: Tensor,
+        mask: Tensor | None = None,
+        weight_map: Tensor | None = None,
+    ) -> Tensor:
         """Loss of each map before its weight, [M], for logging, dropped maps included; differentiable.
 
         Args:
             logits: list or tuple of L tensors [B, C, *native] in `order`.
-            target: labels [B, *full] or [B, 1, *full].
+            target, mask, weight_map: as for `forward`.
 
         Raises:
             TypeError, ValueError, RuntimeError: as `map_stats`, and ValueError for sizes that contradict `order`.
         """
-        return self._map_losses(self._check(logits), target, self.plan)
+        return self._map_losses(self._check(logits), target, mask, weight_map, self.plan)[0]
 
-    def _map_losses(self, maps: list[Tensor], target: Tensor, plan: MixPlan) -> Tensor:
+    def _map_losses(
+        self, maps: list[Tensor], target: Tensor, mask: Tensor | None, weight_map: Tensor | None, plan: MixPlan
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of the maps of the plan, and whether any pixel counts."""
         cat_weight = cat_bias = awf_weight = awf_bias = None
         if plan.uses_cat:
             cat_weight, cat_bias = self._cat_parameters(maps[0].device)
         if plan.uses_awf and self.awf_weight is not None and self.awf_bias is not None and self._awf_index is not None:
             awf_weight, awf_bias = self.awf_weight[self._awf_index], self.awf_bias[self._awf_index]
+        reading = dict(self.reading)
+        target, weight_map, reading["ignore_index"] = weigh_pixels(
+            target,
+            maps[0],
+            mask=mask,
+            weight_map=weight_map,
+            structure=self.structure,
+            sigmoid=plan.sigmoid,
+            ignore_index=reading["ignore_index"],
+            weighted_ce=reading["weighted_ce"],
+        )
         stats, target_stats = map_stats(
             maps,
             target,
             plan,
+            weight_map=weight_map,
+            ce_weight=self.ce_weight,
             cat_weight=cat_weight,
             cat_bias=cat_bias,
             awf_weight=awf_weight,
             awf_bias=awf_bias,
             impl=self.impl,
+            **reading,
         )
-        return map_losses(stats, target_stats, **self.recipe)
+        return map_losses(stats, target_stats, weight=self.weight, **self.recipe), counts_any(target_stats)
 
-    def forward(self, logits: Sequence[Tensor] | Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self,
+        logits: Sequence[Tensor] | Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        weight_map: Tensor | None = None,
+    ) -> Tensor:
         """The total loss, a scalar in float32 (float64 for float64 logits).
+
+        Where no pixel counts it is exactly 0, with gradients of exactly 0.
 
         Args:
             logits: list or tuple of L tensors [B, C, *native] in `order`, or one tensor [B, C, *native], for which the
-                result is its plain CE + Dice with weight 1 (what a network returns in evaluation).
-            target: labels [B, *full] or [B, 1, *full].
+                result is its plain loss with weight 1 (what a network returns in evaluation).
+            target: labels [B, *full] or [B, 1, *full], or one value from 0 to 1 a class, [B, C, *full]: soft or one-hot
+                labels, regions with `sigmoid`; see `map_stats`.
+            mask: [B, *full] or [B, 1, *full], bool or any other dtype; where it is 0 a pixel does not count.
+            weight_map: weights of pixels of those shapes, float or bool, at least 0; together with `mask` their
+                product, with `structure` times that.
 
         Raises:
             TypeError, ValueError, RuntimeError: as `map_losses`.
@@ -285,16 +318,17 @@ class LoMixLoss(PrunedMaps):
         if isinstance(logits, Tensor):
             self._check_classes(plain(logits))
             _refuse_stack(logits, target)
-            stats, target_stats = map_stats([logits], target, self._single, impl=self.impl)
-            return map_losses(stats, target_stats, **self.recipe)[0]
+            self._check_device(logits.device)
+            return self._map_losses(check_logits([logits]), target, mask, weight_map, self._single)[0][0]
         maps = self._check(logits)
         if self.alpha is None:
-            return self._map_losses(maps, target, self.plan).sum()
-        weights = self._weights()
+            return self._map_losses(maps, target, mask, weight_map, self.plan)[0].sum()
         if self._counts_calls and self.training and torch.is_grad_enabled():
-            self._count_training_call(weights)
-        total = total_loss(self._map_losses(maps, target, self._active), self._active_of(weights))
-        return total if self._active_index is None else total + self._idle(maps, total)
+            self._count_training_call(self._weights())
+        losses, is_counted = self._map_losses(maps, target, mask, weight_map, self._active)
+        index = self._active_on(self.alpha.device)
+        total = weighted_total(losses, self.alpha, self.weighting, is_counted, index)
+        return total if index is None else total + self._idle(maps, total)
 
     def _idle(self, maps: list[Tensor], like: Tensor) -> Tensor:
         """Zero, with a gradient of zero for what only dropped maps would read."""
@@ -317,13 +351,16 @@ class LoMixLoss(PrunedMaps):
             raise ValueError(f"logits: got {len(maps)} tensors, expected num_scales={self.num_scales}")
         self._check_classes(maps[0])
         check_order([tuple(z.shape[2:]) for z in maps], self.order)
-        own = next(self.parameters(), None)
-        if own is not None and own.device != maps[0].device:
-            raise ValueError(
-                f"logits: got device {maps[0].device}, expected {own.device} where this criterion lives; "
-                f"move it with criterion.to({str(maps[0].device)!r})"
-            )
+        self._check_device(maps[0].device)
         return maps if self.order == "coarse_to_fine" else maps[::-1]
+
+    def _check_device(self, device: torch.device) -> None:
+        own = next(chain(self.parameters(), self.buffers()), None)
+        if own is not None and own.device != device:
+            raise ValueError(
+                f"logits: got device {device}, expected {own.device} where this criterion lives; move it with "
+                f"criterion.to({str(device)!r})"
+            )
 
     def _check_classes(self, logits: Tensor) -> None:
         if logits.dim() < 2 or logits.shape[1] != self.num_classes:
@@ -334,10 +371,16 @@ class LoMixLoss(PrunedMaps):
     def extra_repr(self) -> str:
         """Text shown by print(criterion)."""
         pruned = f", prune_below={self.prune_below}, prune_every={self.prune_every}, dropped_maps={self.dropped_maps}"
+        options = {**self.recipe, **self.reading, "squared_pred": self.plan.squared, "structure": self.structure}
+        options |= {"mul": "bounded" if self.plan.bounded else "logits", **self._chosen}
+        for name, value in (("weight", self.weight), ("ce_weight", self.ce_weight)):
+            options[name] = value if value is None or value.is_meta else value.tolist()
+        defaults = inspect.signature(LoMixLoss).parameters
+        changed = "".join(f", {name}={v!r}" for name, v in options.items() if v != defaults[name].default)
         return (
             f"num_classes={self.num_classes}, num_scales={self.num_scales}, supervision={self.supervision!r}, "
             f"operators={self.plan.operators}, maps={self.plan.num_maps}, weighting={self.weighting!r}, "
-            f"order={self.order!r}, impl={self.impl!r}{pruned if self.prune_below > 0 else ''}"
+            f"order={self.order!r}, impl={self.impl!r}{changed}{pruned if self.prune_below > 0 else ''}"
         )
 
 
@@ -350,24 +393,3 @@ def _refuse_stack(logits: Tensor, target: Tensor) -> None:
             f"logits: got one tensor {tuple(logits.shape)} with target {tuple(target.shape)}, expected a list of "
             "[B, C, *native]; for scales stacked along axis 1 (MONAI DynUNet) pass logits.unbind(1)"
         )
-
-
-def _check_numbers(num_classes: int, lambda_ce: float, lambda_dice: float, smooth_nr: float, smooth_dr: float) -> None:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-        raise TypeError(f"num_classes: got {num_classes!r}, expected an int of at least 2")
-    if num_classes < 2:
-        raise ValueError(
-            f"num_classes: got {num_classes}, expected at least 2: softmax over one class is constant and teaches "
-            "nothing; count the background as a class"
-        )
-    numbers = {
-        "lambda_ce": lambda_ce,
-        "lambda_dice": lambda_dice,
-        "smooth_nr": smooth_nr,
-        "smooth_dr": smooth_dr,
-    }
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name}: got {value!r}, expected a number")
-        if not math.isfinite(value) or value < 0:
-            raise ValueError(f"{name}: got {value!r}, expected a finite number of at least 0")

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from .backends import BACKENDS
 from .checks import check_logits
 from .mixing import awf_rows, draw_cat
-from .official_checks import check_ce, check_choice, check_counts, check_dice, check_factor, check_operations
+from .official_checks import (
+    check_ce,
+    check_choice,
+    check_counts,
+    check_dice,
+    check_factor,
+    check_labels,
+    check_operations,
+)
 from .official_names import OUR_NAME, fusion_key, fusion_positions, told_in_their_names
 from .ops import map_stats
 from .plan import MixPlan
@@ -70,13 +78,12 @@ class CombinatorialMutationsLossModule(nn.Module):
     refused.
 
     Args:
-        original_num_maps: number of output maps given to each call, at least `selecetd_num_maps`, at most 6.
+        original_num_maps: number of output maps given to each call, at least `selecetd_num_maps`, at most 8.
         num_classes: C, at least 2.
-        selecetd_num_maps: number of maps that are mixed, the first of the list: 2 to 6. Spelt as the authors
-            spell it.
-        operations: list of "add", "mul", "concat" and "weighted_fusion" (or its synonym "wf"), in any order.
-            None means the authors' seven, of which "sub", "avg" and "max" are not supported yet, so None is
-            refused for now.
+        selecetd_num_maps: number of maps that are mixed, the first of the list: 2 to 8, with at most 512 maps in
+            all. Spelt as the authors spell it.
+        operations: list of "add", "sub", "mul", "concat", "weighted_fusion" (or its synonym "wf"), "avg" and
+            "max", in any order; None means all seven in this one.
         use_learnable_weights: learn the weight of each map; otherwise all are 1.
         supervision: "mutation" or "lomix" (originals and mixtures) or "deep_supervision" (originals alone).
         lc1: weight of CE.
@@ -193,6 +200,7 @@ class CombinatorialMutationsLossModule(nn.Module):
                 return self._mixed_maps(maps, cat_weight, cat_bias)
             check_ce(ce_loss)
             check_dice(dice_loss, self.num_classes)
+            check_labels(label_batch, maps[0])
             originals, mixes = self._losses(maps, label_batch, cat_weight, cat_bias)
         original_weights, mix_weights = self._weights(originals)
         deep_supervision = (original_weights * originals).sum().reshape(1)

@@ -6,13 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .official_names import OUR_NAME
 from .plan import MAX_SCALES
 
 _DEFAULT_OPERATIONS = ("add", "sub", "mul", "concat", "weighted_fusion", "avg", "max")
-_NOT_YET = ("sub", "avg", "max")
 
 
 def check_counts(original_num_maps: Any, num_classes: Any, selecetd_num_maps: Any) -> None:
@@ -46,28 +45,32 @@ def check_counts(original_num_maps: Any, num_classes: Any, selecetd_num_maps: An
 
 
 def check_operations(operations: Any) -> list[str]:
-    """Return the operations as a list, or raise naming the one that cannot be had.
+    """Return the operations as a list, the authors' seven for None, or raise naming the one that cannot be had.
 
     Raises:
         TypeError: not a list or tuple of strings.
-        ValueError: None or a name that is not supported yet, an unknown name, or an operation named twice.
+        ValueError: an unknown name, or an operation named twice.
     """
-    supported = f"supported now: {', '.join(repr(name) for name in OUR_NAME)} ('wf' is short for 'weighted_fusion')"
+    supported = f"expected names out of {', '.join(map(repr, OUR_NAME))} ('wf' is short for 'weighted_fusion')"
     if operations is None:
-        raise ValueError(
-            f"operations: got None, which means {list(_DEFAULT_OPERATIONS)}, but "
-            f"{', '.join(map(repr, _NOT_YET))} are not supported yet; pass a list, {supported}"
-        )
+        return list(_DEFAULT_OPERATIONS)
     if isinstance(operations, str) or not isinstance(operations, (list, tuple)):
         raise TypeError(f"operations: got {operations!r}, expected a list of names; {supported}")
     for name in operations:
-        if name in _NOT_YET:
-            raise ValueError(f"operations: got {name!r}, which is not supported yet; leave it out; {supported}")
         if name not in OUR_NAME:
             raise ValueError(f"operations: got the unknown name {name!r}; {supported}")
     if len({OUR_NAME[name] for name in operations}) != len(operations):
         raise ValueError(f"operations: got {list(operations)}, expected each operation once; {supported}")
     return list(operations)
+
+
+def check_labels(label_batch: Any, first: Tensor) -> None:
+    """Refuse one value a class, which `map_stats` would take and the authors' module does not."""
+    if isinstance(label_batch, Tensor) and label_batch.dim() == first.dim() and label_batch.shape[1] != 1:
+        raise ValueError(
+            f"label_batch: got shape {tuple(label_batch.shape)}, expected class numbers [B, *full] or [B, 1, *full]; "
+            "one-hot labels must be turned into them with argmax(1), LoMixLoss takes soft ones"
+        )
 
 
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:

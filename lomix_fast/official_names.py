@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Their operators and ours.
-OUR_NAME = {"add": "add", "mul": "mul", "concat": "cat", "weighted_fusion": "awf", "wf": "awf"}
+OUR_NAME = {
+    "add": "add",
+    "sub": "sub",
+    "mul": "mul",
+    "concat": "cat",
+    "weighted_fusion": "awf",
+    "wf": "awf",
+    "avg": "avg",
+    "max": "max",
+}
 # Two names for one operator: the constructor's default and the one their training script passes.
 FUSION_NAMES = ("weighted_fusion", "wf")
 

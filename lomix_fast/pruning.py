@@ -110,8 +110,11 @@ class PrunedMaps(nn.Module):
 
         Reported: `dropped_maps`, `active_maps`, print(criterion), and for each change a line of level INFO by the
         logger "lomix_fast", with names and weights. If all weights are under the threshold nothing is dropped, and a
-        WARNING says so: the loss stays the published one, only slow. Softplus weights only fall, and an optimizer such
-        as AdamW takes them down nearly together, so choose a threshold far under the weights that matter.
+        WARNING says so: the loss stays what it is, only slow. What a threshold means depends on the weighting.
+        "softplus": weights only fall, and an optimizer such as AdamW takes them down nearly together, so choose a
+        threshold far under the weights that matter. "normalized": 1 is an equal share; a dropped map keeps its share
+        of the total M, so no weight jumps. "uncertainty": a weight rests at 1 / loss, so a threshold of 1e-3 drops
+        maps whose loss has stayed over 1000; minus the logarithm of their weights leaves the loss with them.
 
         A dropped weight moves by momentum and weight decay alone. If it rises to the threshold, the next choice takes
         its map back. Equal weights give the same choice, so the ranks of a distributed job agree, as long as all of
@@ -163,13 +166,11 @@ class PrunedMaps(nn.Module):
             self._active, self._active_index = active, index
         self._calls_left = self.prune_every or 0
 
-    def _active_of(self, weights: Tensor) -> Tensor:
-        """The weights of the active maps out of all [M]; the others get a gradient of exactly zero."""
-        if self._active_index is None:
-            return weights
-        if self._active_index.device != weights.device:  # the criterion has moved since
-            self._active_index = self._active_index.to(weights.device)
-        return weights.index_select(0, self._active_index)
+    def _active_on(self, device: torch.device) -> Tensor | None:
+        """Numbers of the active maps, int64 on the device; None for all maps."""
+        if self._active_index is not None and self._active_index.device != device:  # the criterion has moved since
+            self._active_index = self._active_index.to(device)
+        return self._active_index
 
     def _report(self, active: MixPlan, weights: list[float]) -> None:
         before, after = set(self.active_maps), set(active.map_names)

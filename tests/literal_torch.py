@@ -30,7 +30,7 @@ def literal_map_losses(
     Args:
         logits: L tensors [B, C, *native], coarsest first.
         target: int64 class numbers [B, *full].
-        operators: out of "add", "mul", "cat", "awf".
+        operators: out of "add", "mul", "cat", "awf", "sub", "avg", "max".
         cat_weight: [K, C, C], one matrix (out, in) for each member of each subset, subset by subset.
         cat_bias: [S, C], one vector for each subset.
         awf_weight: [n, C], one row for each (subset size, position in the subset), sizes from 2.
@@ -50,6 +50,14 @@ def literal_map_losses(
                 mixed = sum(members[1:], start=members[0])
             elif operator == "mul":
                 mixed = torch.stack(members).prod(0)
+            elif operator == "sub":
+                mixed = members[0]
+                for p in members[1:]:
+                    mixed = mixed - p
+            elif operator == "avg":
+                mixed = sum(members[1:], start=members[0]) / len(members)
+            elif operator == "max":
+                mixed = torch.stack(members).max(0).values
             elif operator == "cat":
                 assert cat_weight is not None and cat_bias is not None
                 mixed = per_class(cat_bias[number], members[0])

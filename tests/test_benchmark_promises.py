@@ -12,7 +12,7 @@ import torch
 from made_up import build_figure, contender_figures, figures, sweep_figures
 
 import benchmarks.__main__ as command
-from benchmarks import build_time, capability, floor, gate, subjects, sweeps
+from benchmarks import build_time, capability, floor, gate, recipes, subjects, sweeps
 from benchmarks.cases import CASES, OFFICIAL_BUDGET, largest_official_edge, official_style_bytes
 from benchmarks.contenders import CONTENDERS, contender
 from benchmarks.measure import takes_part
@@ -24,6 +24,7 @@ from benchmarks.promises import (
     Faster,
     NotSlower,
     PeakAtMost,
+    PeakNotAbove,
     Who,
     is_needed,
     subjects_needed,
@@ -137,7 +138,8 @@ def test_built_within() -> None:
 
 def test_the_promises_are_those_of_the_project() -> None:
     limits = [getattr(p, "times", None) or getattr(p, "mib", None) or p.seconds for p in PROMISES]
-    assert limits == [20, 10, 2.5, 32, 1.85, 1.25, 1.25, 1.6, 2.2, 240, 64, 20]
+    assert limits[:12] == [20, 10, 2.5, 32, 1.85, 1.25, 1.25, 1.6, 2.2, 240, 64, 20]
+    assert limits[12:] == [1.5] * 22 + [1.3] * 22, "of every recipe: its time, its memory"
     assert [p.goal for p in PROMISES if getattr(p, "goal", None)] == [30, 15, 2]
     assert not any(p.judge([]).kept for p in PROMISES), "what was not measured is not kept"
 
@@ -153,7 +155,17 @@ def test_every_promise_finds_what_it_needs_in_its_subject() -> None:
 
 
 def test_check_measures_what_is_compared_and_little_more() -> None:
-    assert subjects_needed() == ("synapse2d", "threads", "pixels2d", "pixels3d", "classes", "isa", "build", "patch3d14")
+    assert subjects_needed() == (
+        "synapse2d",
+        "threads",
+        "pixels2d",
+        "pixels3d",
+        "classes",
+        "isa",
+        "build",
+        "patch3d14",
+        "recipes",
+    )
     taken = {name: SUBJECTS[name].keeping(lambda e, n=name: is_needed(n, e)).entries for name in SUBJECTS}
     contenders = [e.contender for e in taken["synapse2d"]]
     assert contenders == ["fused", "compile", "plain", "official", "exp_floor", "exp_floor_accurate", "exp_floor_own"]
@@ -161,6 +173,16 @@ def test_check_measures_what_is_compared_and_little_more() -> None:
     assert len(taken["pixels2d"]) == len(taken["pixels3d"]) == 5 and len(taken["patch3d14"]) == 3
     assert {e.threads for e in taken["threads"] if e.contender == "fused"} == {1, 2}
     assert not taken["patch3d"] and not taken["scales"]
+    assert len(taken["recipes"]) == 23 and all(len(e.one.case.plan.map_names) == 48 for e in taken["recipes"])
+
+
+@pytest.mark.parametrize("mib, kept", [(12.9, True), (13.1, False)])
+def test_memory_is_compared_with_that_of_another_case(mib: float, kept: bool) -> None:
+    plain, mask = (recipes.CASES[name] for name in ("plain", "mask"))
+    promise = PeakNotAbove("recipes", Who(case=plain.name), 1.3, who=Who(case=mask.name))
+    found = [m for one in (plain, mask) for m in figures("recipes", subjects.Entry(one, "fused"), 10.0)]
+    found = [replace(m, extra_peak_mib=mib) if m.case == mask.name and m.extra_peak_mib else m for m in found]
+    assert promise.judge(found).kept is kept
 
 
 @pytest.mark.parametrize("fused, status, line", [(9.0, 0, "pass"), (51.0, 1, "FAIL")])

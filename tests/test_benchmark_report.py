@@ -71,7 +71,7 @@ def test_the_report_has_a_table_and_a_picture_of_every_subject(everything: Path,
     page = tmp_path / "docs" / "page.md"
     assert report.main([str(everything), "--page", str(page)]) == 0
     pictures = sorted((tmp_path / "docs" / "figures").glob("*.png"))
-    assert {p.stem for p in pictures} == set(DRAWERS) & set(STANDARD) == set(STANDARD) - {"patch3d14"}
+    assert {p.stem for p in pictures} == set(DRAWERS) & set(STANDARD) == set(STANDARD) - {"patch3d14", "recipes"}
     assert all(p.read_bytes().startswith(PNG) and p.stat().st_size > 5000 for p in pictures)
     assert capsys.readouterr().out.splitlines()[0] == str(page)
     text = page.read_text()
@@ -80,6 +80,7 @@ def test_the_report_has_a_table_and_a_picture_of_every_subject(everything: Path,
     for name in STANDARD:
         assert f"## {name}: {SUBJECTS[name].title}" in text
         assert (f"](figures/{name}.png)" in text) is (name in DRAWERS)
+    assert "| fused | recipe_soft_labels | 9 | 4 | 48 |" in text, "recipes differ in nothing but their names"
     assert "| 64x64 | 96 |" in text and "| exp_floor |" in text and "| 93 |" in text
     assert text.count("| kept |") + text.count("| **broken** |") == len(PROMISES)
     assert "| kept | build: the extension from nothing with 2 jobs in at most 240 s: 93 s" in text

@@ -123,6 +123,17 @@ def test_other_sharing_of_attention_has_no_official_form(sharing):
     assert lomix_to_module(LoMixLoss(CLASSES, 2, operators=("awf",), awf_sharing=sharing)) is not None
 
 
+def test_the_extra_operators_there_and_back():
+    criterion = LoMixLoss(CLASSES, 3, operators=("sub", "awf", "max", "avg"))
+    with torch.no_grad():
+        criterion.alpha.normal_()
+    module = lomix_to_module(criterion)
+    maps, target = batch(3)
+    assert torch.allclose(official_loss(module, maps, target), criterion(maps, target), rtol=1e-12, atol=0)
+    back = module_to_lomix(module)
+    assert back.plan is criterion.plan and torch.equal(back.alpha, criterion.alpha)
+
+
 @pytest.mark.parametrize("mode", ["mutation", "deep_supervision"])
 def test_fixed_modes(mode):
     criterion = LoMixLoss(CLASSES, 3, supervision=mode, order="fine_to_coarse")
@@ -136,6 +147,16 @@ def test_fixed_modes(mode):
     [
         ({"supervision": "last_layer"}, "originals=(2,)"),
         ({"squared_pred": False}, "squared_pred=False"),
+        ({"sigmoid": True}, "sigmoid=True"),
+        ({"ignore_index": 255}, "ignore_index=255"),
+        ({"ce_weight": [1.0, 2.0, 3.0]}, "ce_weight=tensor([1., 2., 3.], dtype=torch.float64)"),
+        ({"weight": 2.0}, "weight=tensor(2., dtype=torch.float64)"),
+        ({"label_smoothing": 0.1}, "label_smoothing=0.1"),
+        ({"absent_classes": "exclude"}, "absent_classes='exclude'"),
+        ({"mul": "bounded"}, "mul=True"),
+        ({"max_subset_size": 2}, "subsets=((0, 1), (0, 2), (1, 2))"),
+        ({"weighting": "normalized"}, "weighting='normalized'"),
+        ({"weighting": "uncertainty"}, "weighting='uncertainty'"),
         ({"smooth_nr": 0.0}, "smooth_nr=0.0"),
         ({"smooth_dr": 1.0}, "smooth_dr=1.0"),
         ({"include_background": False}, "include_background=False"),
@@ -177,9 +198,9 @@ def damaged(change) -> dict[str, Tensor]:
         (lambda s: s.update({"module.x": torch.zeros(1)}), {}, ["unknown keys ['module.x']", "prefixes"]),
         (lambda s: s.update({"synthesized_weights.add.4": torch.zeros(1)}), {}, ["unknown keys"]),
         (
-            lambda s: s.update({"synthesized_weights.max.0": torch.zeros(1)}),
+            lambda s: s.update({"synthesized_weights.min.0": torch.zeros(1)}),
             {},
-            ["'max'", "not supported yet"],
+            ["'min'", "expected operators out of"],
         ),
         (
             lambda s: s.update({"synthesized_weights.weighted_fusion.0": torch.zeros(1)}),

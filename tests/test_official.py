@@ -20,6 +20,7 @@ from lomix_fast.testing.official_style import OfficialStyleLoss
 CLASSES = 3
 ALL = ["add", "mul", "wf", "concat"]
 OURS = {"add": "add", "mul": "mul", "concat": "cat", "wf": "awf", "weighted_fusion": "awf"}
+OURS |= {name: name for name in ("sub", "avg", "max")}
 
 
 class DiceLoss(nn.Module):
@@ -169,6 +170,7 @@ def test_equals_the_official_style_loss(scales, axes):
         {"supervision": "deep_supervision"},
         {"originals": 5},
         {"originals": 4, "operations": ["wf", "concat"], "use_learnable_weights": False},
+        {"operations": ["max", "sub", "add", "avg"], "supervision": "lomix"},
     ],
     ids=str,
 )
@@ -181,6 +183,18 @@ def test_every_configuration_equals_the_definition(options):
     want = expected(module, maps, target, *cat)
     for g, w in zip(got, want, strict=True):
         assert relative(g, w) < 1e-10
+    for g, w in zip(gradients(got[0], maps), gradients(want[0], maps), strict=True):
+        assert relative(g, w) < 1e-10
+
+
+def test_no_list_of_operations_means_the_seven_of_the_authors():
+    torch.manual_seed(4)
+    module = CombinatorialMutationsLossModule(3, CLASSES, 3).double()
+    assert module.operations == ["add", "sub", "mul", "concat", "weighted_fusion", "avg", "max"]
+    maps, target = batch(3)
+    cat = cat_parameters(3)
+    got, want = call(module, maps, target, cat_weight=cat[0], cat_bias=cat[1]), expected(module, maps, target, *cat)
+    assert relative(got[0], want[0]) < 1e-10
     for g, w in zip(gradients(got[0], maps), gradients(want[0], maps), strict=True):
         assert relative(g, w) < 1e-10
 
