@@ -82,8 +82,12 @@ __device__ __forceinline__ void add_general(T (&x)[C][P], const Shares<T, C, P>&
       // Not even minus infinity counts where the share is 0.
       lost[p] -= share == T(0) ? T(0) : share * power;
     });
+    const Pack<T, P> ce = shares.ce();
 #pragma unroll
-    for (int p = 0; p < P; ++p) lost[p] = fused(whole[p], log2_of(sum[p]), lost[p]) * static_cast<T>(kLn2);
+    for (int p = 0; p < P; ++p) {
+      lost[p] = fused(whole[p], log2_of(sum[p]), lost[p]) * static_cast<T>(kLn2);
+      if (ce.at[p] == T(0) && lost[p] == static_cast<T>(INFINITY)) lost[p] = T(0);  // nor where the weight is
+    }
   }
   const Pack<T, P> dice = shares.dice(), ce = shares.ce();
 #pragma unroll

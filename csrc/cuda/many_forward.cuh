@@ -24,7 +24,9 @@ __device__ T loss_of(const ManyLane<T>& px, const Softmax<T>& all) {
       loss -= share == T(0) ? T(0) : share * exponent(px, all, c);  // not even minus infinity counts there
     }
   }
-  return sigmoid ? loss : fused(whole, log2_of(all.sum), loss) * static_cast<T>(kLn2);
+  if (sigmoid) return loss;
+  loss = fused(whole, log2_of(all.sum), loss) * static_cast<T>(kLn2);
+  return px.ce() == T(0) && loss == static_cast<T>(INFINITY) ? T(0) : loss;  // nor where the weight is 0
 }
 
 // One map over all strips of a tile. Sums of a few classes at a time go to memory strip by strip. `targets` has
