@@ -255,3 +255,22 @@ def test_compiled_in_one_graph(name: str) -> None:
         wanted = torch.autograd.grad(expected, leaves)
         for got, want in zip(torch.autograd.grad(loss, leaves), wanted, strict=True):
             torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("choice", [{"subsets": "pairs"}, {"max_subset_size": 3}, {"subsets": [(0, 7), (1, 2, 5)]}])
+def test_checkpoints_follow_the_choice_of_subsets(choice: dict[str, Any]) -> None:
+    """Names, counts and shapes are those of the chosen maps; what has another number of them is refused."""
+    operators = ("add", "cat", "awf")
+    saved, loaded = (LoMixLoss(2, 8, operators=operators, impl="eager", **choice) for _ in range(2))
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            parameter.normal_()
+    loaded.load_state_dict(saved.state_dict())
+    subsets = len(saved.plan.subsets)
+    assert saved.alpha is not None and saved.alpha.shape == (8 + 3 * subsets,) == (len(saved.map_names),)
+    assert saved.cat_bias is not None and saved.cat_bias.shape == (subsets, 2)
+    logits = [torch.randn(1, 2, n, n) for n in range(1, 9)]
+    target = torch.randint(2, (1, 8, 8))
+    assert torch.equal(loaded(logits, target), saved(logits, target))
+    with pytest.raises(RuntimeError, match="size mismatch for alpha"):
+        LoMixLoss(2, 8, operators=operators, subsets=[(0, 1)]).load_state_dict(saved.state_dict())
