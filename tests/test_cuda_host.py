@@ -84,9 +84,9 @@ def test_without_one_barrier_the_case_goes_wrong(which: str, library: Path, tmp_
     assert count == 1, f"{which}: got {count} places in {file}, expected one; the pattern has to follow the source"
     path.write_text(after)
     broken = host.build(changed, classes=[4])
-    only = ("test_backends.py", "-k", f"test_forward_and_backward and {name}-cuda_host")
-    done = run_tests(broken, tmp_path / "broken.xml", *only)
+    only = f"test_backends.py::test_forward_and_backward[{name}-cuda_host]"
+    done = run_tests(broken, tmp_path / "broken.xml", only)
     assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-2000:]
     assert re.search(r"WrongResultError|the mask names lanes that have ended", done.stdout), done.stdout[-3000:]
-    whole = run_tests(library, tmp_path / "whole.xml", *only)
+    whole = run_tests(library, tmp_path / "whole.xml", only)
     assert whole.returncode == 0 and passed(tmp_path / "whole.xml"), whole.stdout[-3000:]
