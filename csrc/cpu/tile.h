@@ -48,7 +48,9 @@ struct Tile {
     exists = arena.take<T>(N);
     const bool is_plain = problem.kind == Kind::kPlain;
     weight = is_plain ? nullptr : arena.take<T>(N);
-    share = is_plain ? nullptr : arena.take_zeros<T>(C * N);
+    // One array less in the first-level cache where both would hold the same numbers.
+    const bool is_hot = problem.kind == Kind::kSigmoid && problem.target.uniform && problem.target.weighted_ce;
+    share = is_plain ? nullptr : is_hot ? one_hot : arena.take_zeros<T>(C * N);
     total = is_plain ? nullptr : arena.take<T>(problem.kind == Kind::kSigmoid ? C * N : N);
     factor = problem.bounded ? arena.take<T>(L * C * N) : nullptr;
     slope = problem.bounded ? arena.take<T>(L * C * N) : nullptr;
