@@ -52,17 +52,16 @@ void Call<T>::read_target(const Inputs& inputs) {
   TargetData<T>& target = problem.target;
   const Rule& rule = inputs.rule;
   target.dense = inputs.is_dense();
+  held_target = target.dense ? inputs.target : inputs.target.contiguous();
+  target.values = held_target.const_data_ptr();
   if (target.dense) {
     const at::Tensor& values = inputs.target;
     const std::array<int64_t, 3> stride = as_zyx(values.strides(), 2, 0);
-    target.values = values.const_data_ptr();
     target.type = number_type(values.scalar_type());
     target.stride[0] = values.stride(0);
     target.stride[1] = values.stride(1);
     std::copy(stride.begin(), stride.end(), target.stride + 2);
   } else {
-    kept_.push_back(inputs.target.contiguous());
-    target.values = kept_.back().const_data_ptr();
     target.type = label_type(inputs.target.scalar_type());
   }
   if (inputs.weight_map.has_value()) {

@@ -19,6 +19,7 @@ class Call {
   Call& operator=(const Call&) = delete;
 
   Problem<T> problem{};
+  at::Tensor held_target;  // that of the inputs, class numbers contiguous
   std::vector<Unit> units;
   int64_t batch = 0;
   int64_t units_per_sample = 0;

@@ -45,9 +45,8 @@ std::string position(const at::Tensor& target, int64_t at) {
   return where.str();
 }
 
-void check_labels(const Inputs& inputs) {
+void check_labels(const Inputs& inputs, const at::Tensor& labels) {
   constexpr int64_t kPart = 65536;
-  const at::Tensor labels = inputs.target.contiguous();
   const int64_t count = labels.numel(), parts = (count + kPart - 1) / kPart, classes = inputs.logits[0].size(1);
   std::vector<int64_t> bad(static_cast<size_t>(parts), -1);
   at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
@@ -106,8 +105,8 @@ void check_weights(const Inputs& inputs) {
 
 }  // namespace
 
-void check_values(const Inputs& inputs) {
-  inputs.is_dense() ? check_shares(inputs) : check_labels(inputs);
+void check_values(const Inputs& inputs, const at::Tensor& target) {
+  inputs.is_dense() ? check_shares(inputs) : check_labels(inputs, target);
   check_weights(inputs);
 }
 

@@ -7,6 +7,7 @@ namespace lomix::cpu {
 
 // Raises ValueError (in Python) for a class number that is neither a class nor ignored, and for a dense value that is
 // not from 0 to 1, marks of several classes under softmax, and a weight of a pixel below 0.
-void check_values(const Inputs& inputs);
+// `target` is that of the inputs, class numbers contiguous.
+void check_values(const Inputs& inputs, const at::Tensor& target);
 
 }  // namespace lomix::cpu

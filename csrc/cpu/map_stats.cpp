@@ -18,7 +18,7 @@ template <typename T>
 std::tuple<at::Tensor, at::Tensor> forward(const Inputs& inputs) {
   Call<T> call(inputs);
   const Problem<T>& problem = call.problem;
-  check_values(inputs);
+  check_values(inputs, call.held_target);
   const int64_t C = problem.num_classes, columns = problem.num_maps * (1 + 2 * C);
   const int64_t num_units = static_cast<int64_t>(call.units.size());
   std::vector<double> stats(static_cast<size_t>(num_units * columns), 0.0);
