@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from . import _build_info, extension
-from .labels import poison
 from .plan import MixPlan
-from .target import Target, check_values, for_kernels, invalid_samples, sums_of_kernel
+from .target import Target, check_values, for_kernels, poison_samples, sums_of_kernel
 
 # Systems on a chip: machine code for other GPUs of the same major version does not run there, nor theirs elsewhere.
 _TEGRA = {(7, 2), (8, 7), (10, 1), (11, 0)}
@@ -104,6 +103,5 @@ def run_backward(
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """The backward pass by the ops of a namespace."""
     num_classes = logits[0].shape[1]
-    if target.dense:
-        grad_stats = poison(grad_stats, invalid_samples(target))
+    grad_stats = poison_samples(grad_stats, target)
     return extension.call_backward(ops, grad_stats, logits, for_kernels(target, num_classes), parameters, plan)

@@ -107,12 +107,7 @@ def read_target(target: Target, num_classes: int, dtype: torch.dtype) -> Pixels:
     Raises:
         ValueError: on CPU, a label that is no class and not ignored, a dense value outside 0 to 1, or a weight below 0.
     """
-    labels, ignore = target.labels, target.rule.ignore_index
-    if not labels.is_floating_point() and labels.dtype not in KERNEL_DTYPES:
-        labels = labels.to(torch.int64)  # PyTorch computes with few of the unsigned types
-    valid = None if ignore is None else labels != ignore
-    if valid is not None:
-        labels = labels.masked_fill(~valid, 0)
+    labels, valid = _without_ignored(target)
     if target.dense:
         index, dense = None, labels
         invalid = invalid_shares(labels, target.labels, target.exclusive)
@@ -142,13 +137,26 @@ def check_weights(weight_map: Tensor | None) -> None:
         )
 
 
-def invalid_samples(target: Target) -> Tensor | None:
-    """Samples of a dense target that hold a value that is none, for `poison`: bool [B, ..]; None where they raise."""
-    if target.rule.ignore_index is None:
-        return invalid_shares(target.labels, target.labels, target.exclusive)
-    return invalid_shares(
-        target.labels.masked_fill(target.labels == target.rule.ignore_index, 0), target.labels, target.exclusive
-    )
+def _without_ignored(target: Target) -> tuple[Tensor, Tensor | None]:
+    """The labels in a type that PyTorch computes with, 0 where they are ignored; and where they are not, or None."""
+    labels, ignore = target.labels, target.rule.ignore_index
+    if not labels.is_floating_point() and labels.dtype not in KERNEL_DTYPES:
+        labels = labels.to(torch.int64)  # PyTorch computes with few of the unsigned types
+    if ignore is None:
+        return labels, None
+    valid = labels != ignore
+    return labels.masked_fill(~valid, 0), valid
+
+
+def poison_samples(grad_stats: Tensor, target: Target) -> Tensor:
+    """dLoss/dstats [B, M, 1 + 2C], NaN for samples of a dense target with a value that is none.
+
+    Of class numbers the kernels see that themselves.
+    """
+    if not target.dense:
+        return grad_stats
+    labels, _ = _without_ignored(target)
+    return poison(grad_stats, invalid_shares(labels, target.labels, target.exclusive))
 
 
 def ce_factors(target: Target, num_classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

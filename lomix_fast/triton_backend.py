@@ -14,9 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .labels import poison
 from .plan import MixPlan
-from .target import Target, check_values, invalid_samples, sums_of_kernel
+from .target import Target, check_values, poison_samples, sums_of_kernel
 
 OLDEST = (3, 5)  # the first whose loops can be told to keep invariants out of registers
 
@@ -87,6 +86,4 @@ def backward(
     """Backward pass with the signature all backends share."""
     from .kernels import launch
 
-    if target.dense:
-        grad_stats = poison(grad_stats, invalid_samples(target))
-    return launch.backward(grad_stats, logits, target, parameters, plan)
+    return launch.backward(poison_samples(grad_stats, target), logits, target, parameters, plan)

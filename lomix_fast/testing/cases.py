@@ -117,6 +117,7 @@ _SIGMOID = replace(_THREE, sigmoid=True, dense=True, target_dtype=torch.bool)
 _REGIONS = (
     replace(_SIGMOID, name="sigmoid_bool"),
     replace(_SIGMOID, name="sigmoid_uint8_sliced", target_dtype=torch.uint8, target_layout="sliced"),
+    replace(_SIGMOID, name="sigmoid_uint16", target_dtype=torch.uint16),
     replace(_SIGMOID, name="sigmoid_int64_linear", target_dtype=torch.int64, squared=False),
     replace(_SIGMOID, name="sigmoid_soft_half", target_dtype=torch.float16, target_layout="transposed"),
     replace(_SIGMOID, name="sigmoid_one_class", classes=1, target_dtype=torch.uint8),
