@@ -2,10 +2,24 @@
 
 from .backends import available_backends
 from .functional import lomix_loss
+from .joined import NetworkWithLoss, with_loss
 from .loss import LoMixLoss
 from .ops import MapStatsFunction, map_stats
 from .plan import MixPlan
+from .trained import UntrainedLossWarning
+from .transfer import transfer
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["LoMixLoss", "MapStatsFunction", "MixPlan", "available_backends", "lomix_loss", "map_stats"]
+__all__ = [
+    "LoMixLoss",
+    "MapStatsFunction",
+    "MixPlan",
+    "NetworkWithLoss",
+    "UntrainedLossWarning",
+    "available_backends",
+    "lomix_loss",
+    "map_stats",
+    "transfer",
+    "with_loss",
+]

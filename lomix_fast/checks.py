@@ -65,6 +65,17 @@ def check_logits(logits: Any) -> list[Tensor]:
     return maps
 
 
+def refuse_stack(logits: Tensor, target: Tensor) -> None:
+    """A stack [B, L, C, *full] of scales must not pass for one volume whose labels [B, 1, *full] are one slice deep."""
+    if not isinstance(target, Tensor) or logits.dim() != 5 or target.dim() != 4:
+        return
+    if target.shape[1] == 1 and logits.shape[2] > 1:
+        raise ValueError(
+            f"logits: got one tensor {tuple(logits.shape)} with target {tuple(target.shape)}, expected a list of "
+            "[B, C, *native]; for scales stacked along axis 1 (MONAI DynUNet) pass logits.unbind(1)"
+        )
+
+
 def check_target(target: Any, first: Tensor, sigmoid: bool = False, ignore_index: int | None = None) -> Tensor:
     """Return the target as class numbers [B, *full] or one value a class [B, C, *full], or raise saying what is wrong.
 

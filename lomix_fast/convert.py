@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .checkpoint import KEY, describe
 from .loss import LoMixLoss
 from .official import WITH_MIXES, CombinatorialMutationsLossModule
 from .official_names import FUSION_NAMES, OUR_NAME, fusion_key, fusion_positions, their_names
@@ -125,6 +126,7 @@ def lomix_to_official(
         raise ValueError(f"fusion_name: got {fusion_name!r}, expected one of {FUSION_NAMES}")
     plan = MixPlan.create(num_scales, tuple(operators))
     rest = dict(state_dict)
+    _check_description(rest, plan, num_classes)
     if not drop_cat and ("cat_weight" in rest or "cat_bias" in rest):
         raise ValueError(
             "state_dict: got learned 'cat' convolutions, for which the authors' checkpoint has no place "
@@ -163,6 +165,31 @@ def lomix_to_official(
             f"operators={plan.operators}; check operators, and strip prefixes such as 'module.'"
         )
     return out
+
+
+def _check_description(state_dict: dict[str, Tensor], plan: MixPlan, num_classes: int) -> None:
+    """Take the description out, and refuse one of a criterion that the arguments do not speak of."""
+    found = describe(state_dict)
+    if state_dict.pop(KEY, None) is None:
+        return
+    expected = {
+        "num_classes": num_classes,
+        "num_scales": plan.num_scales,
+        "operators": list(plan.operators),
+        "originals": list(plan.originals),
+        "subsets": [list(subset) for subset in plan.subsets] if plan.operators else [],
+    }
+    for name, value in expected.items():
+        if found[name] != value:
+            raise ValueError(
+                f"state_dict: got the checkpoint of a LoMixLoss with {name}={found[name]!r}, expected {value!r}; pass "
+                "num_classes, num_scales and operators of that criterion, which must mix every subset of its scales"
+            )
+    if found["awf_sharing"] not in (None, "size") and plan.num_scales > 2:
+        raise ValueError(
+            f"state_dict: got the checkpoint of a LoMixLoss with awf_sharing={found['awf_sharing']!r}, expected "
+            "'size': the authors' module shares attention by subset size and position"
+        )
 
 
 def module_to_lomix(module: CombinatorialMutationsLossModule) -> LoMixLoss:

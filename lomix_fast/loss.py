@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .backends import BACKENDS
-from .checks import check_logits, check_order, plain
+from .checkpoint import Checkpointed
+from .checks import check_logits, check_order, plain, refuse_stack
+from .distributed import SharedByRanks, map_losses_over_ranks, whole
 from .mixing import AWF_SHARING, awf_rows, draw_awf, draw_cat
 from .ops import map_stats
 from .options import (
@@ -30,10 +32,11 @@ from .plan import OPERATORS, MixPlan
 from .presets import preset_options
 from .pruning import PrunedMaps, check_pruning, no_gradient_from
 from .recipe import counts_any, map_losses
+from .trained import TrainedParameters
 from .weighting import WEIGHTING, map_weights, weighted_total
 
 
-class LoMixLoss(PrunedMaps):
+class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
     """LoMix: CE + Dice on every scale of a decoder and on every mixture of scales, under learned weights.
 
     Calling it with a list of logits and labels returns one scalar. Its parameters must be given to the optimizer, with
@@ -79,6 +82,9 @@ class LoMixLoss(PrunedMaps):
         ignore_index: label of pixels that do not count, in CE and in Dice; may lie outside [0, C).
         label_smoothing: 0 to 1, of CE, as torch.nn.CrossEntropyLoss has it; not with sigmoid.
         structure: weigh pixels by PraNet's 1 + 5 |mean of their surroundings - target|; for sigmoid and C = 1.
+        process_group: None, "world" or a torch.distributed.ProcessGroup: the batch is that of all its ranks together.
+            In training mode (not after `eval()`) their statistics are added up, so each rank has the loss of the whole
+            batch, and gradients averaged over ranks are those of one process with all of it.
         impl: "auto" or a backend of `available_backends`.
         prune_below: maps whose weight is under it are left out of forward and backward; 0 (default) is off. See
             `update_pruning` for what is dropped, when, and how it is reported.
@@ -139,6 +145,7 @@ class LoMixLoss(PrunedMaps):
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         structure: bool = False,
+        process_group: Any = None,
         impl: str = "auto",
         prune_below: float = 0.0,
         prune_every: int | None = 100,
@@ -178,6 +185,7 @@ class LoMixLoss(PrunedMaps):
         self.reading["label_smoothing"] = label_smoothing or 0
         operators, weighting = check_mode(num_scales, supervision, operators, weighting, mul, subsets, max_subset_size)
         check_pruning(prune_below, prune_every, weighting, supervision)
+        self._start_sharing(process_group, concat if "cat" in operators else "learned")
         self.register_buffer("ce_weight", ce_class_weights(ce_weight, num_classes), persistent=False)
         self.register_buffer("weight", dice_class_weights(weight, num_classes, include_background), persistent=False)
         originals = (num_scales - 1,) if supervision == "last_layer" and type(num_scales) is int else None
@@ -191,6 +199,7 @@ class LoMixLoss(PrunedMaps):
         self.supervision, self.concat, self.awf_sharing = supervision, concat, awf_sharing
         self.weighting, self.order, self.impl, self.structure = weighting, order, impl, structure
         self._make_parameters()
+        self._start_watching()
 
     @classmethod
     def preset(cls, name: str, num_classes: int, num_scales: int, **overrides: Any) -> LoMixLoss:
@@ -233,11 +242,14 @@ class LoMixLoss(PrunedMaps):
         return self.plan.map_names
 
     def map_weights(self) -> Tensor:
-        """Current weight of each map, [M], detached: the one in use, or for a dropped map the one it would have."""
+        """Current weight of each map, [M], detached: the one in use, or for a dropped map the one it would have.
+
+        Under FSDP they are gathered, so every rank has to ask.
+        """
         return self._weights().detach()
 
     def _weights(self) -> Tensor:
-        return torch.ones(self.plan.num_maps) if self.alpha is None else map_weights(self.alpha, self.weighting)
+        return torch.ones(self.plan.num_maps) if self.alpha is None else map_weights(whole(self.alpha), self.weighting)
 
     def map_losses(
         self,
@@ -247,6 +259,8 @@ class LoMixLoss(PrunedMaps):
         weight_map: Tensor | None = None,
     ) -> Tensor:
         """Loss of each map before its weight, [M], for logging, dropped maps included; differentiable.
+
+        With a `process_group`, in training mode, it is that of the whole batch, and every rank has to ask.
 
         Args:
             logits: list or tuple of L tensors [B, C, *native] in `order`.
@@ -261,6 +275,7 @@ class LoMixLoss(PrunedMaps):
         self, maps: list[Tensor], target: Tensor, mask: Tensor | None, weight_map: Tensor | None, plan: MixPlan
     ) -> tuple[Tensor, Tensor]:
         """Losses of the maps of the plan, and whether any pixel counts."""
+        group = self._ranks.group() if self._ranks is not None and self.training else None
         cat_weight = cat_bias = awf_weight = awf_bias = None
         if plan.uses_cat:
             cat_weight, cat_bias = self._cat_parameters(maps[0].device)
@@ -290,6 +305,8 @@ class LoMixLoss(PrunedMaps):
             impl=self.impl,
             **reading,
         )
+        if group is not None:
+            return map_losses_over_ranks(stats, target_stats, group, weight=self.weight, **self.recipe)
         return map_losses(stats, target_stats, weight=self.weight, **self.recipe), counts_any(target_stats)
 
     def forward(
@@ -317,7 +334,7 @@ class LoMixLoss(PrunedMaps):
         """
         if isinstance(logits, Tensor):
             self._check_classes(plain(logits))
-            _refuse_stack(logits, target)
+            refuse_stack(logits, target)
             self._check_device(logits.device)
             return self._map_losses(check_logits([logits]), target, mask, weight_map, self._single)[0][0]
         maps = self._check(logits)
@@ -371,6 +388,7 @@ class LoMixLoss(PrunedMaps):
     def extra_repr(self) -> str:
         """Text shown by print(criterion)."""
         pruned = f", prune_below={self.prune_below}, prune_every={self.prune_every}, dropped_maps={self.dropped_maps}"
+        shared = "" if self.process_group is None else f", process_group={self.process_group!r}"
         options = {**self.recipe, **self.reading, "squared_pred": self.plan.squared, "structure": self.structure}
         options |= {"mul": "bounded" if self.plan.bounded else "logits", **self._chosen}
         for name, value in (("weight", self.weight), ("ce_weight", self.ce_weight)):
@@ -380,16 +398,5 @@ class LoMixLoss(PrunedMaps):
         return (
             f"num_classes={self.num_classes}, num_scales={self.num_scales}, supervision={self.supervision!r}, "
             f"operators={self.plan.operators}, maps={self.plan.num_maps}, weighting={self.weighting!r}, "
-            f"order={self.order!r}, impl={self.impl!r}{changed}{pruned if self.prune_below > 0 else ''}"
-        )
-
-
-def _refuse_stack(logits: Tensor, target: Tensor) -> None:
-    """A stack [B, L, C, *full] of scales must not pass for one volume whose labels [B, 1, *full] are one slice deep."""
-    if not isinstance(target, Tensor) or logits.dim() != 5 or target.dim() != 4:
-        return
-    if target.shape[1] == 1 and logits.shape[2] > 1:
-        raise ValueError(
-            f"logits: got one tensor {tuple(logits.shape)} with target {tuple(target.shape)}, expected a list of "
-            "[B, C, *native]; for scales stacked along axis 1 (MONAI DynUNet) pass logits.unbind(1)"
+            f"order={self.order!r}, impl={self.impl!r}{changed}{shared}{pruned if self.prune_below > 0 else ''}"
         )

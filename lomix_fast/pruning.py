@@ -59,7 +59,7 @@ def kept_maps(weights: Sequence[float], below: float) -> tuple[int, ...]:
 class PrunedMaps(nn.Module):
     """The part of `LoMixLoss` that knows which maps are active, and when to choose them again.
 
-    It adds nothing to the state dict: the choice follows from the weights.
+    The state dict holds which maps are active and for how many calls, so that a resumed run goes on as it was.
     """
 
     plan: MixPlan
@@ -76,12 +76,28 @@ class PrunedMaps(nn.Module):
         self.plan, self.prune_below, self.prune_every = plan, prune_below, prune_every
         self._counts_calls = prune_below > 0 and prune_every is not None
         self._restart_pruning()
-        self.register_load_state_dict_post_hook(_restart_after_load)
 
     def _restart_pruning(self) -> None:
         self._active, self._active_index = self.plan, None
         self._calls_left = 0  # training calls that the last choice is still good for
         self._all_under = False
+
+    def _pruning_state(self) -> dict[str, Any] | None:
+        """What a checkpoint holds of the choice."""
+        if self.prune_below == 0:
+            return None
+        kept = None if self._active.kept is None else list(self._active.kept)
+        options = {"below": self.prune_below, "every": self.prune_every}
+        return options | {"kept": kept, "calls_left": self._calls_left, "all_under": self._all_under}
+
+    def _resume_pruning(self, state: dict[str, Any] | None) -> None:
+        """Go on with the choice of a checkpoint, if it was made by the same options; if not, the next call chooses."""
+        if state is None or (state["below"], state["every"]) != (self.prune_below, self.prune_every):
+            return
+        self._calls_left, self._all_under = state["calls_left"], state["all_under"]
+        if state["kept"] is not None:
+            kept = tuple(state["kept"])
+            self._active, self._active_index = self.plan.select(kept), torch.tensor(kept)
 
     def _weights(self) -> Tensor:
         raise NotImplementedError
@@ -120,9 +136,8 @@ class PrunedMaps(nn.Module):
         its map back. Equal weights give the same choice, so the ranks of a distributed job agree, as long as all of
         them call this where one does.
 
-        To resume bit for bit: the choice is not in the state dict; after load_state_dict the next training call
-        chooses. Call this whenever you save (on every rank), so that the run that goes on has chosen from the same
-        weights.
+        The state dict holds the choice and the calls it is still good for, so a resumed run goes on bit for bit. Loaded
+        into a criterion with other options, or from a checkpoint of format 1, the next training call chooses.
 
         Under torch.compile the count of calls breaks the graph; for fullgraph=True, which refuses that, pass
         prune_every=None and call this outside of the compiled code. Each new set of maps compiles once more, up to
@@ -187,11 +202,6 @@ class PrunedMaps(nn.Module):
             listed(before - after),
             listed(after - before),
         )
-
-
-def _restart_after_load(criterion: PrunedMaps, _: Any) -> None:
-    """Other weights, so another choice. A function of the module rather than a lambda, which pickle cannot store."""
-    criterion._restart_pruning()
 
 
 def no_gradient_from(tensors: Sequence[Tensor | None], like: Tensor) -> Tensor:

@@ -69,6 +69,25 @@ def test_a_module_becomes_a_criterion_with_the_same_loss_and_comes_back(scales, 
     assert list(back.state_dict()) == list(module.state_dict())
 
 
+def undescribed(criterion):
+    """Its state dict in format 1, the parameters alone."""
+    return {name: value for name, value in criterion.state_dict().items() if name != "_extra_state"}
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        ({"operators": ("add", "mul")}, "operators=['add', 'mul'], expected ['mul', 'add']"),
+        ({"operators": ("mul", "add"), "subsets": "pairs"}, "subsets=[[0, 1], [0, 2], [1, 2]], expected [[0, 1],"),
+    ],
+)
+def test_a_described_checkpoint_of_other_maps_is_refused(options, words):
+    """The first has the same shapes, and its weights would land on other maps."""
+    state = LoMixLoss(CLASSES, 3, **options).state_dict()
+    with pytest.raises(ValueError, match=re.escape(words)):
+        lomix_to_official(state, num_classes=CLASSES, num_scales=3, operators=("mul", "add"))
+
+
 def test_learned_convolutions_are_not_lost_silently():
     torch.manual_seed(1)
     criterion = randomise(LoMixLoss(CLASSES, 3)).double()
@@ -83,7 +102,7 @@ def test_learned_convolutions_are_not_lost_silently():
     given = {"cat_weight": criterion.cat_weight, "cat_bias": criterion.cat_bias}
     assert torch.allclose(official_loss(module, maps, target, **given), criterion(maps, target), rtol=1e-12, atol=0)
     again = official_to_lomix(module.state_dict(), **arguments, **given)
-    assert same_state(again, dict(criterion.state_dict()))
+    assert same_state(again, undescribed(criterion))
     LoMixLoss(CLASSES, 3).double().load_state_dict(again)
     without = official_to_lomix(module.state_dict(), **arguments)
     assert set(again) - set(without) == {"cat_weight", "cat_bias"}
@@ -118,8 +137,11 @@ def test_results_are_copies():
 @pytest.mark.parametrize("sharing", ["subset", "scale"])
 def test_other_sharing_of_attention_has_no_official_form(sharing):
     criterion = LoMixLoss(CLASSES, 3, operators=("awf",), awf_sharing=sharing)
-    with pytest.raises(ValueError, match=r"^awf_weight: got . rows, expected 5; .*awf_sharing='size'"):
+    arguments = {"num_classes": CLASSES, "num_scales": 3, "operators": ("awf",)}
+    with pytest.raises(ValueError, match=f"awf_sharing='{sharing}', expected 'size'"):
         lomix_to_module(criterion)
+    with pytest.raises(ValueError, match=r"^awf_weight: got . rows, expected 5; .*awf_sharing='size'"):
+        lomix_to_official(undescribed(criterion), **arguments)
     assert lomix_to_module(LoMixLoss(CLASSES, 2, operators=("awf",), awf_sharing=sharing)) is not None
 
 
@@ -254,7 +276,7 @@ def test_damaged_official_checkpoints(change, arguments, words):
     ],
 )
 def test_damaged_criterion_checkpoints(change, arguments, words):
-    state = dict(LoMixLoss(CLASSES, 3, operators=("add", "awf")).state_dict())
+    state = undescribed(LoMixLoss(CLASSES, 3, operators=("add", "awf")))
     change(state)
     given = {"num_classes": CLASSES, "num_scales": 3, "operators": ("add", "awf"), **arguments}
     with pytest.raises(ValueError, match=re.escape(words[0])) as caught:

@@ -42,6 +42,7 @@ STATE = [
 def test_state_dict_holds_what_the_mode_uses_and_nothing_else(options: dict, expected: dict) -> None:
     criterion = LoMixLoss(5, 3, **options)
     state = criterion.state_dict()
+    assert state.pop("_extra_state").dtype == torch.uint8  # the description, see test_checkpoint.py
     assert {name: tuple(value.shape) for name, value in state.items()} == expected
     assert set(state) == {name for name, _ in criterion.named_parameters()}
 

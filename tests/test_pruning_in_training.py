@@ -128,7 +128,7 @@ def test_loading_chooses_again_at_the_next_training_call() -> None:
 
 
 def test_resuming_bit_for_bit() -> None:
-    """update_pruning() at the checkpoint puts the run that goes on and the resumed one in step."""
+    """In the middle of the calls that a choice is good for, and without a look at the choice when saving."""
     logits, target = [z.detach() for z in draw()[0]], draw()[1]
 
     def train(criterion: LoMixLoss, steps: int) -> list[tuple[float, tuple[str, ...]]]:
@@ -144,7 +144,6 @@ def test_resuming_bit_for_bit() -> None:
 
     first = LoMixLoss(3, 3, prune_below=0.3, prune_every=3)
     train(first, 4)
-    first.update_pruning()
     buffer = io.BytesIO()
     torch.save(first.state_dict(), buffer)
     buffer.seek(0)
@@ -166,7 +165,9 @@ def test_copies_keep_the_choice_and_the_count(twin: Callable[[LoMixLoss], LoMixL
     other(logits, target)
     assert "orig_1" in other.dropped_maps and "orig_1" not in criterion.dropped_maps
     other.load_state_dict(criterion.state_dict())
-    assert other.dropped_maps == () != criterion.dropped_maps
+    assert other.dropped_maps == criterion.dropped_maps
+    other.load_state_dict({name: value for name, value in criterion.state_dict().items() if name != "_extra_state"})
+    assert other.dropped_maps == ()  # format 1 does not say
 
 
 # Compiled -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,66 @@
+"""Network and loss as one module, for wrappers that look after the parameters of one module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class NetworkWithLoss(nn.Module):
+    """A network and its criterion as one module; see `with_loss`.
+
+    Attributes:
+        network: what makes logits of images; save, export and deploy this one alone.
+        criterion: the loss.
+    """
+
+    def __init__(self, network: nn.Module, criterion: nn.Module) -> None:
+        super().__init__()
+        for name, module in (("network", network), ("criterion", criterion)):
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module")
+        self.network, self.criterion = network, criterion
+
+    def forward(
+        self, images: Any, target: Tensor | None = None, mask: Tensor | None = None, weight_map: Tensor | None = None
+    ) -> Any:
+        """The loss of a batch, or without a target what the network makes of it.
+
+        Args:
+            images: what the network takes.
+            target, mask, weight_map: as `LoMixLoss.forward`; None for a prediction.
+
+        Raises:
+            ValueError: a mask or weight map without a target.
+        """
+        output = self.network(images)
+        if target is not None:
+            options = {"mask": mask, "weight_map": weight_map}
+            return self.criterion(output, target, **{name: v for name, v in options.items() if v is not None})
+        if mask is not None or weight_map is not None:
+            raise ValueError("target: got None with a mask or weight_map, expected the labels they belong to")
+        return output
+
+
+def with_loss(network: nn.Module, criterion: nn.Module) -> NetworkWithLoss:
+    """Join a network and its loss, so that wrapping one module takes care of the parameters of both.
+
+        module = DistributedDataParallel(with_loss(network, criterion))
+        loss = module(images, target)
+
+    DistributedDataParallel and FSDP then broadcast, average and shard the parameters of the loss as they do those of
+    the network, torch.compile sees both, and `state_dict` holds both, under "network." and "criterion.". In evaluation
+    `module(images)` is what the network returns.
+
+    Args:
+        network: images -> logits, as `criterion` takes them.
+        criterion: `LoMixLoss` or any module called with (logits, target).
+
+    Returns:
+        A module with attributes `network` and `criterion`.
+
+    Raises:
+        TypeError: one of the two is not a module.
+    """
+    return NetworkWithLoss(network, criterion)

@@ -1,0 +1,236 @@
+"""Parameters of the loss that reach the optimizer, and the warning where they do not."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lomix_fast import LoMixLoss, UntrainedLossWarning, with_loss
+
+
+def step(criterion: nn.Module) -> None:
+    """One forward and backward pass."""
+    logits = [torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 8, 8, requires_grad=True)]
+    criterion(logits, torch.randint(3, (2, 8, 8))).backward()
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """A warning inside is a failure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UntrainedLossWarning)
+        yield
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+# Groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_groups_hold_every_parameter_and_no_decay() -> None:
+    criterion = LoMixLoss(3, 2)
+    (group,) = criterion.param_groups()
+    assert group == {"params": list(criterion.parameters()), "weight_decay": 0.0}
+    (group,) = criterion.param_groups(lr=0.5, weight_decay=0.25)
+    assert (group["lr"], group["weight_decay"]) == (0.5, 0.25)
+    rate = torch.tensor(0.5)  # as capturable optimizers have it
+    assert criterion.param_groups(lr=rate)[0]["lr"] is rate
+
+
+@pytest.mark.parametrize("supervision", ["mutation", "deep_supervision", "last_layer"])
+def test_a_criterion_without_parameters_has_no_group(supervision: str) -> None:
+    criterion = LoMixLoss(3, 2, supervision=supervision)
+    assert criterion.param_groups(lr=1.0) == []
+    with silence():
+        step(criterion)
+
+
+def test_decay_of_the_network_does_not_reach_the_loss() -> None:
+    network, criterion = nn.Conv2d(1, 3, 1), LoMixLoss(3, 2)
+    groups = [{"params": network.parameters()}, *criterion.param_groups()]
+    optimizer = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5)
+    before = copy.deepcopy(criterion.state_dict())
+    for parameter in (*network.parameters(), *criterion.parameters()):
+        parameter.grad = torch.zeros_like(parameter)
+    weight = network.weight.detach().clone()
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in criterion.state_dict().items())
+    torch.testing.assert_close(network.weight.detach(), weight * 0.95)
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", -1.0), ("lr", float("nan")), ("weight_decay", float("inf"))])
+def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}: got {value}, expected a finite number of at least 0"):
+        LoMixLoss(3, 2).param_groups(**{name: value})
+
+
+# The warning ------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_in_no_optimizer_warns_at_the_first_backward_and_never_again() -> None:
+    criterion = LoMixLoss(3, 2)
+    with pytest.warns(UntrainedLossWarning, match=r"alpha, cat_weight, cat_bias, awf_weight, awf_bias are in no opt"):
+        step(criterion)
+    with silence():
+        step(criterion)
+
+
+def test_a_watched_loss_is_silent() -> None:
+    criterion = LoMixLoss(3, 2)
+    criterion.watch(sgd(criterion.param_groups()))
+    with silence():
+        step(criterion)
+
+
+def test_an_optimizer_of_the_network_alone_does_not_count() -> None:
+    criterion = LoMixLoss(3, 2)
+    criterion.watch(sgd(nn.Conv2d(1, 1, 1).parameters()))
+    with pytest.warns(UntrainedLossWarning, match="alpha"):
+        step(criterion)
+
+
+def test_what_is_missing_is_named() -> None:
+    criterion = LoMixLoss(3, 2)
+    criterion.watch(sgd([criterion.alpha, criterion.cat_weight]))
+    criterion.watch(sgd([criterion.awf_weight]))
+    assert criterion.untrained_parameters() == ["cat_bias", "awf_bias"]
+    with pytest.warns(UntrainedLossWarning, match="parameters cat_bias, awf_bias are in no"):
+        step(criterion)
+
+
+def test_groups_that_come_after_watch_count() -> None:
+    """As a scheduler or a trainer that adds them later does."""
+    criterion = LoMixLoss(3, 2)
+    optimizer = sgd(nn.Conv2d(1, 1, 1).parameters())
+    criterion.watch(optimizer)
+    for group in criterion.param_groups():
+        optimizer.add_param_group(group)
+    with silence():
+        step(criterion)
+
+
+def test_frozen_parameters_are_not_missed() -> None:
+    criterion = LoMixLoss(3, 2).requires_grad_(False)
+    criterion.alpha.requires_grad_(True)
+    criterion.watch(sgd([criterion.alpha]))
+    with silence():
+        step(criterion)
+
+
+def test_gradients_that_are_only_looked_at_do_not_warn() -> None:
+    criterion = LoMixLoss(3, 2)
+    logits = [torch.randn(1, 3, 4, 4, requires_grad=True), torch.randn(1, 3, 8, 8)]
+    with silence():
+        torch.autograd.grad(criterion(logits, torch.randint(3, (1, 8, 8))), logits[0])
+
+
+def test_compiled_code_warns_too() -> None:
+    torch._dynamo.reset()
+    criterion = LoMixLoss(3, 2)
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    with pytest.warns(UntrainedLossWarning, match="alpha"):
+        step(compiled)
+    with silence():
+        step(compiled)
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "pickle"])
+def test_a_copy_has_been_shown_nothing_and_copying_is_silent(twin: Any) -> None:
+    criterion = LoMixLoss(3, 2)
+    optimizer = sgd(criterion.param_groups())
+    criterion.watch(optimizer)
+    with silence():
+        other = twin(criterion)
+    assert other.untrained_parameters() == [name for name, _ in other.named_parameters()]
+    assert criterion.untrained_parameters() == []
+
+
+def test_any_object_with_groups_will_do_and_nothing_else() -> None:
+    criterion = LoMixLoss(3, 2)
+    criterion.watch(SimpleNamespace(param_groups=[{"params": list(criterion.parameters())}]))
+    assert criterion.untrained_parameters() == []
+    with pytest.raises(TypeError, match=r"optimizer: got list, expected a torch\.optim\.Optimizer"):
+        criterion.watch(list(criterion.parameters()))
+
+
+# Recipes of docs/training.md --------------------------------------------------------------------------------------
+
+
+class Network(nn.Module):
+    """A head at two scales; [B, 1, 8, 8] to logits, coarsest first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse, self.fine = nn.Conv2d(1, 3, 2, stride=2), nn.Conv2d(1, 3, 1)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.coarse(images), self.fine(images)]
+
+
+def train(clip: Any, average: bool = False) -> tuple[nn.Module, nn.Module | None, list[dict[str, Tensor]]]:
+    """Four steps, clipping by `clip(network, criterion)`; the network, its average, the weights after each step."""
+    torch.manual_seed(5)
+    network, criterion = Network(), LoMixLoss(3, 2)
+    optimizer = sgd([{"params": network.parameters()}, *criterion.param_groups()])
+    criterion.watch(optimizer)
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.5)) if average else None
+    history = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        images = torch.randn(2, 1, 8, 8)
+        criterion(network(images), (images[:, 0] > 0).long()).backward()
+        clip(network, criterion)
+        optimizer.step()
+        history.append({name: value.detach().clone() for name, value in network.state_dict().items()})
+        if averaged is not None:
+            averaged.update_parameters(network)
+    return network, averaged, history
+
+
+def test_average_of_the_network() -> None:
+    _, averaged, history = train(lambda network, criterion: None, average=True)
+    assert averaged is not None
+    for name, value in averaged.module.state_dict().items():
+        first, second, third, fourth = (state[name] for state in history)
+        torch.testing.assert_close(value, first / 8 + second / 8 + third / 4 + fourth / 2)
+
+
+def test_average_of_network_and_loss_together() -> None:
+    module = with_loss(Network(), LoMixLoss(3, 2))
+    averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    averaged.update_parameters(module)
+    images = torch.randn(2, 1, 8, 8)
+    target = torch.randint(3, (2, 8, 8))
+    assert torch.equal(averaged(images, target), module(images, target))
+    fresh = AveragedModel(with_loss(Network(), LoMixLoss(3, 2)))
+    fresh.load_state_dict(averaged.state_dict())
+    assert torch.equal(fresh(images, target), module(images, target))
+
+
+def test_clipping_apart_leaves_the_network_its_own_norm() -> None:
+    """The weights' gradients are losses of whole maps: clipped together, they take the network's share."""
+    norms: list[tuple[float, float]] = []
+
+    def apart(network: nn.Module, criterion: nn.Module) -> None:
+        own = nn.utils.get_total_norm([p.grad for p in network.parameters()]).item()
+        joint = nn.utils.get_total_norm([p.grad for m in (network, criterion) for p in m.parameters()]).item()
+        norms.append((own, joint))
+        for module in (network, criterion):
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            clipped = nn.utils.get_total_norm([p.grad for p in module.parameters()])
+            assert clipped.item() <= 1.0 + 1e-6
+
+    train(apart)
+    assert norms[0][1] > 1.2 * norms[0][0]
