@@ -35,8 +35,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "empty rank": {"shares": EMPTY},
     "empty rank, by sample": {"shares": EMPTY, "batch": False},
     "by sample": {"batch": False},
-    "ce by sample": {"ce_per_sample": True},
-    "all by sample": {"batch": False, "ce_per_sample": True},
+    "ce by sample": {"ce_per_sample": True, "weight_map": True},  # without weights all samples count the same
+    "all by sample": {"batch": False, "ce_per_sample": True, "weight_map": True},
     "sigmoid": {"sigmoid": True},
     "one rank ignored": {"ignore_index": 2, "ignored_rank": True},
     "uncertainty, one rank ignored": {"ignore_index": 2, "ignored_rank": True, "weighting": "uncertainty"},
