@@ -88,13 +88,13 @@ class PrunedMaps(nn.Module):
             return None
         kept = None if self._active.kept is None else list(self._active.kept)
         options = {"below": self.prune_below, "every": self.prune_every}
-        return options | {"kept": kept, "calls_left": self._calls_left, "all_under": self._all_under}
+        return options | {"kept": kept, "calls_left": self._calls_left}
 
     def _resume_pruning(self, state: dict[str, Any] | None) -> None:
         """Go on with the choice of a checkpoint, if it was made by the same options; if not, the next call chooses."""
         if state is None or (state["below"], state["every"]) != (self.prune_below, self.prune_every):
             return
-        self._calls_left, self._all_under = state["calls_left"], state["all_under"]
+        self._calls_left = state["calls_left"]
         if state["kept"] is not None:
             kept = tuple(state["kept"])
             self._active, self._active_index = self.plan.select(kept), torch.tensor(kept)

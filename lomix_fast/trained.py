@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,17 +17,28 @@ class UntrainedLossWarning(UserWarning):
 
 
 class _Watched:
-    """Optimizers a criterion has been shown. They belong to its own parameters, so copies of it begin with none."""
+    """Optimizers a criterion has been shown. They belong to its own parameters, so copies of it begin with none.
+
+    Held weakly: one that is gone trains nothing, and its state must not stay in memory because of the loss.
+    """
 
     def __init__(self) -> None:
-        self.optimizers: list[Any] = []
+        self.optimizers: list[Callable[[], Any]] = []
+
+    def add(self, optimizer: Any) -> None:
+        """Remember one that is to train parameters."""
+        try:
+            self.optimizers.append(weakref.ref(optimizer))
+        except TypeError:  # some classes cannot be referred to weakly
+            self.optimizers.append(lambda: optimizer)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Watched, ()
 
     def parameters(self) -> set[int]:
         """Identities of all their parameters, as the groups are now."""
-        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
+        alive = (found for one in self.optimizers if (found := one()) is not None)
+        groups = (group for optimizer in alive for group in optimizer.param_groups)
         return {id(parameter) for group in groups for parameter in group["params"]}
 
 
@@ -84,7 +96,7 @@ class TrainedParameters(nn.Module):
         """
         if not hasattr(optimizer, "param_groups"):
             raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim.Optimizer")
-        self._watched.optimizers.append(optimizer)
+        self._watched.add(optimizer)
 
     def untrained_parameters(self) -> list[str]:
         """Names of the parameters that ask for a gradient and are in no optimizer shown to `watch`."""

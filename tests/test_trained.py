@@ -89,22 +89,32 @@ def test_a_loss_in_no_optimizer_warns_at_the_first_backward_and_never_again() ->
 
 def test_a_watched_loss_is_silent() -> None:
     criterion = LoMixLoss(3, 2)
-    criterion.watch(sgd(criterion.param_groups()))
+    optimizer = sgd(criterion.param_groups())
+    criterion.watch(optimizer)
     with silence():
+        step(criterion)
+
+
+def test_an_optimizer_that_is_gone_does_not_count() -> None:
+    criterion = LoMixLoss(3, 2)
+    criterion.watch(sgd(criterion.param_groups()))
+    with pytest.warns(UntrainedLossWarning, match="alpha"):
         step(criterion)
 
 
 def test_an_optimizer_of_the_network_alone_does_not_count() -> None:
     criterion = LoMixLoss(3, 2)
-    criterion.watch(sgd(nn.Conv2d(1, 1, 1).parameters()))
+    optimizer = sgd(nn.Conv2d(1, 1, 1).parameters())
+    criterion.watch(optimizer)
     with pytest.warns(UntrainedLossWarning, match="alpha"):
         step(criterion)
 
 
 def test_what_is_missing_is_named() -> None:
     criterion = LoMixLoss(3, 2)
-    criterion.watch(sgd([criterion.alpha, criterion.cat_weight]))
-    criterion.watch(sgd([criterion.awf_weight]))
+    optimizers = [sgd([criterion.alpha, criterion.cat_weight]), sgd([criterion.awf_weight])]
+    for optimizer in optimizers:
+        criterion.watch(optimizer)
     assert criterion.untrained_parameters() == ["cat_bias", "awf_bias"]
     with pytest.warns(UntrainedLossWarning, match="parameters cat_bias, awf_bias are in no"):
         step(criterion)
@@ -124,7 +134,8 @@ def test_groups_that_come_after_watch_count() -> None:
 def test_frozen_parameters_are_not_missed() -> None:
     criterion = LoMixLoss(3, 2).requires_grad_(False)
     criterion.alpha.requires_grad_(True)
-    criterion.watch(sgd([criterion.alpha]))
+    optimizer = sgd([criterion.alpha])
+    criterion.watch(optimizer)
     with silence():
         step(criterion)
 

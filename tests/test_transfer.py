@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import count
 from typing import Any
 
 import pytest
@@ -11,13 +12,15 @@ import torch
 from lomix_fast import LoMixLoss, transfer
 from lomix_fast.checkpoint import KEY, CheckpointError
 
+_THOUSANDS = count(1000, 1000)
+
 
 def numbered(*arguments: Any, **options: Any) -> LoMixLoss:
-    """A criterion in which no two numbers are equal."""
+    """A criterion in which no two numbers are equal, nor equal to those of any other."""
     criterion = LoMixLoss(*arguments, **options)
     with torch.no_grad():
-        for i, parameter in enumerate(criterion.parameters()):
-            parameter.copy_(torch.arange(parameter.numel()).view_as(parameter) + 1000.0 * (i + 1))
+        for parameter in criterion.parameters():
+            parameter.copy_(torch.arange(parameter.numel()).view_as(parameter) + next(_THOUSANDS))
     return criterion
 
 
@@ -132,3 +135,11 @@ def test_scales_that_do_not_fit_are_refused(scales: tuple[Any, ...]) -> None:
 def test_other_numbers_of_scales_need_a_numbering() -> None:
     with pytest.raises(ValueError, match="scales: got None with 2 scales in the checkpoint and 3 in the criterion"):
         transfer(LoMixLoss(3, 2).state_dict(), LoMixLoss(3, 3))
+
+
+def test_some_subsets_to_all_of_them() -> None:
+    source, target = numbered(3, 3, subsets="pairs"), numbered(3, 3)
+    theirs = alpha_of(source.state_dict(), source)
+    found, own = alpha_of(transfer(source.state_dict(), target), target), alpha_of(target.state_dict(), target)
+    assert found == {name: theirs.get(name, own[name]) for name in target.map_names}
+    assert len(theirs) == len(found) - 4
