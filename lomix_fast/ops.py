@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.forward_ad import unpack_dual
 
 from .backends import BACKENDS, choose
 from .checks import (
@@ -141,6 +141,35 @@ _forward_op.register_fake(_fake_forward)
 _backward_op.register_fake(_fake_backward)
 
 
+def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
+    """The autograd formula of the backward op: there is none.
+
+    Not once_differentiable, whose error is beside the path from gradients to inputs: torch.autograd.grad walks that
+    path alone and would leave second derivatives out in silence.
+    """
+    raise RuntimeError(
+        "lomix_fast: got a second derivative (a gradient of gradients made with create_graph=True), expected first "
+        "derivatives only, which is what the fused passes compute; detach these gradients, or compute the part that is "
+        "differentiated twice with a loss in plain PyTorch"
+    )
+
+
+_backward_op.register_autograd(_refuse_second_derivative)
+
+
+def _refuse_transforms(*tensors: Tensor | None) -> None:
+    """Raise where something other than plain autograd goes through the loss; fused passes know nothing of it."""
+    # torch.compile traces the first of these to a constant, and torch refuses the second there by itself.
+    if torch._C._are_functorch_transforms_active() or (
+        not torch.compiler.is_compiling() and any(t is not None and unpack_dual(t).tangent is not None for t in tensors)
+    ):
+        raise RuntimeError(
+            "lomix_fast: got a transform of torch.func (grad, vjp, jvp, vmap, jacrev, ...) or forward-mode AD, "
+            "expected plain autograd; use loss.backward() or torch.autograd.grad, and a loop in place of vmap "
+            "(torch.func.functional_call works)"
+        )
+
+
 # Tensors before the logits: the target, its two weights, W, b, u, v.
 _LEADING = 7
 
@@ -168,11 +197,12 @@ class MapStatsFunction(torch.autograd.Function):
         return stats, target_stats
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_stats: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of W, b, u, v and the logits from dLoss/dstats [B, M, 1 + 2C]."""
-        target, *others = ctx.saved_tensors[:_LEADING]
-        logits = list(ctx.saved_tensors[_LEADING:])
+        _refuse_transforms()
+        saved = ctx.saved_tensors  # asked for once: torch.utils.checkpoint recomputes at the first time only
+        target, *others = saved[:_LEADING]
+        logits = list(saved[_LEADING:])
         gradients = torch.ops.lomix_fast.map_stats_backward(
             grad_stats, logits, target, *others, ctx.plan.key, ctx.rule, ctx.impl
         )
@@ -255,5 +285,6 @@ def map_stats(
     class_weights = check_ce_weight(ce_weight, maps[0])
     given = {"cat_weight": cat_weight, "cat_bias": cat_bias, "awf_weight": awf_weight, "awf_bias": awf_bias}
     parameters = check_parameters(given, plan, maps[0])
+    _refuse_transforms(*parameters, *maps)
     backend = choose(impl, maps[0].device)
     return MapStatsFunction.apply(plan, rule.key, backend, labels, weights, class_weights, *parameters, *maps)
