@@ -22,7 +22,6 @@ from .plain import plain_loss
 from .prepared import Prepared
 from .problem import Problem
 
-
 # What is timed is the loss alone, without an optimizer.
 warnings.filterwarnings("ignore", category=UntrainedLossWarning)
 

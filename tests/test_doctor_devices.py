@@ -186,6 +186,9 @@ def test_a_process_that_fails(
 def test_what_counts_as_out_of_memory() -> None:
     full = RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
     assert is_out_of_memory(full) and is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError())
+    with pytest.raises(RuntimeError) as here:  # as torch's allocator for the CPU words it on this system
+        torch.empty(1 << 60)
+    assert is_out_of_memory(here.value)
     assert not is_out_of_memory(RuntimeError("shape")) and not is_out_of_memory(ValueError("out of memory"))
     assert one_line(ValueError("a\n  b")) == "ValueError: a b" and len(one_line(ValueError("x" * 999))) == 600
 

@@ -14,7 +14,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
+    words = ("out of memory", "not enough memory", "can't allocate memory")  # the last is Linux's, of a CPU
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 def one_line(error: BaseException) -> str:
