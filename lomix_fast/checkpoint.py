@@ -15,11 +15,21 @@ from .plan import MixPlan
 # 1: the parameters alone. 2: with a description under KEY.
 FORMAT = 2
 KEY = "_extra_state"
+_MEANING = (
+    "num_classes",
+    "num_scales",
+    "originals",
+    "operators",
+    "subsets",
+    "weighting",
+    "concat",
+    "awf_sharing",
+)
 PARAMETERS = ("alpha", "cat_weight", "cat_bias", "awf_weight", "awf_bias")
 
 
 class CheckpointError(RuntimeError):
-    """A state dict belongs to another criterion, or to a later version; nothing of it has been loaded."""
+    """A state dict belongs to another criterion, or to a later version; nothing has been loaded into the criterion."""
 
 
 def describe(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -43,7 +53,11 @@ def describe(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     try:
         found = json.loads(bytes(stored.to("cpu", torch.uint8).tolist()))
         version = found["format"]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if type(version) is not int:
+            raise ValueError(f"its format is {version!r}")
+        if version <= FORMAT and (lacking := [name for name in _MEANING if name not in found]):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"state_dict: got an entry {prefix + KEY!r} that describes no LoMixLoss ({error}); leave that key out to "
             "load the parameters by their shapes alone"
@@ -70,6 +84,10 @@ class Checkpointed(nn.Module):
     concat: str
     awf_sharing: str
     _generator: torch.Generator | None
+    _is_same: bool
+
+    def _hook_parameters(self) -> None:
+        raise NotImplementedError
 
     def _restart_pruning(self) -> None:
         raise NotImplementedError
@@ -101,7 +119,7 @@ class Checkpointed(nn.Module):
             generator = base64.b64encode(bytes(self._generator.get_state().tolist())).decode()
         rest = {"pruning": self._pruning_state(), "generator": generator}
         text = json.dumps({"format": FORMAT, **self._meaning(), **rest})
-        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+        return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over the active maps and the generator; that the description fits has been checked."""
@@ -109,7 +127,7 @@ class Checkpointed(nn.Module):
         self._resume_pruning(found.get("pruning"))
         if self._generator is not None and found.get("generator"):
             held = base64.b64decode(found["generator"])
-            self._generator.set_state(torch.tensor(list(held), dtype=torch.uint8))
+            self._generator.set_state(torch.tensor(list(held), dtype=torch.uint8, device="cpu"))
 
     def _load_from_state_dict(
         self,
@@ -123,12 +141,15 @@ class Checkpointed(nn.Module):
     ) -> None:
         """Check first, then load as every module does; format 1 has no description and misses none."""
         self._check_checkpoint(state_dict, prefix)
-        self._restart_pruning()
+        if any(prefix + name in state_dict for name in (KEY, *PARAMETERS)):  # not for what is of the network alone
+            self._restart_pruning()
+            self._is_same = False  # as the other ranks may not have loaded it
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if prefix + KEY in missing_keys:
             missing_keys.remove(prefix + KEY)
+        self._hook_parameters()  # with assign=True they are others
 
     def _check_checkpoint(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         """Refuse what belongs to another criterion.
@@ -155,7 +176,7 @@ class Checkpointed(nn.Module):
                 f"state_dict: got the checkpoint of a LoMixLoss with {theirs}, expected {ours} as this criterion has, "
                 "because its parameters stand for other maps. Build the criterion as the checkpoint says "
                 "(lomix_fast.checkpoint.describe), or take over what both have in common: "
-                "criterion.load_state_dict(lomix_fast.transfer(state_dict, criterion))"
+                f"criterion.load_state_dict(lomix_fast.transfer(state_dict, criterion{_prefixed(prefix)}))"
             )
 
     def _check_shapes(self, state_dict: Mapping[str, Any], prefix: str) -> None:
@@ -171,6 +192,11 @@ class Checkpointed(nn.Module):
                 f"state_dict: got {', '.join(wrong)} in a checkpoint without a description (format 1), which belongs "
                 f"to another criterion than this one with {self.num_classes} classes, {self.plan.num_scales} scales "
                 f"and {self.plan.num_maps} maps. Build the criterion as the checkpoint's was, or take over what both "
-                "have in common: lomix_fast.transfer(state_dict, criterion, source=LoMixLoss(...)), `source` built "
-                "like the checkpoint's"
+                f"have in common: lomix_fast.transfer(state_dict, criterion{_prefixed(prefix)}, source=LoMixLoss(...)) "
+                "with a source built like the checkpoint's"
             )
+
+
+def _prefixed(prefix: str) -> str:
+    """The argument of `transfer` for keys with a prefix."""
+    return f", prefix={prefix!r}" if prefix else ""

@@ -262,9 +262,10 @@ def lomix_to_module(
     # Everything but the two factors has to be what a criterion has by default.
     held, wanted = ({**c.recipe, **c.reading, "structure": c.structure} for c in (criterion, LoMixLoss(2, 1)))
     held |= {"weight": criterion.weight, "ce_weight": criterion.ce_weight, "prune_below": criterion.prune_below}
+    held |= {"process_group": criterion.process_group}
     held |= {"squared_pred": plan.squared, "originals": plan.originals, "subsets": plan.chosen, "mul": plan.bounded}
     wanted |= {"weight": None, "ce_weight": None, "prune_below": 0, "squared_pred": True, "subsets": None, "mul": False}
-    wanted |= {"originals": tuple(range(plan.num_scales))}
+    wanted |= {"process_group": None, "originals": tuple(range(plan.num_scales))}
     for name in ("lambda_ce", "lambda_dice"):
         del held[name], wanted[name]
     if criterion.weighting in ("normalized", "uncertainty"):

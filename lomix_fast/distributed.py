@@ -146,6 +146,12 @@ class SharedByRanks(nn.Module):
     _ranks: Ranks | None
     _is_same: bool  # whether the parameters have been made the same on all ranks
 
+    def _pruning_state(self) -> dict[str, Any] | None:
+        raise NotImplementedError
+
+    def _resume_pruning(self, state: dict[str, Any] | None) -> None:
+        raise NotImplementedError
+
     def _start_sharing(self, process_group: Any, concat: str) -> None:
         check_process_group(process_group, concat)
         self._ranks = None if process_group is None else Ranks(process_group)
@@ -163,10 +169,12 @@ class SharedByRanks(nn.Module):
         return _unless_alone(dist.group.WORLD) if _is_initialized() else None
 
     def sync_parameters(self) -> None:
-        """Give every rank the parameters of the first rank of the group; nothing happens in a single process.
+        """Give every rank the parameters and the active maps of the group's first rank; in one process nothing happens.
 
         For trainers that wrap only the network in DistributedDataParallel, as nnU-Net does: the mixing weights are
-        drawn at random, so ranks begin with different ones. Call it on every rank once, after construction or loading.
+        drawn at random, so ranks begin with different ones. Call it on every rank, once torch.distributed is
+        initialised, after construction and again after loading. Also of use inside DistributedDataParallel where the
+        first rank alone has loaded a checkpoint: that broadcasts parameters, but not which maps are pruned.
         The group is `process_group`, or all processes.
 
         Raises:
@@ -177,7 +185,10 @@ class SharedByRanks(nn.Module):
         if group is not None:
             for parameter in self.parameters():
                 dist.broadcast(parameter.detach(), group=group, group_src=0)
-        self._is_same = True
+            choice = [self._pruning_state()]
+            dist.broadcast_object_list(choice, group=group, group_src=0)
+            self._resume_pruning(choice[0])
+            self._is_same = True
 
     def sync_gradients(self) -> None:
         """Average the gradients of the parameters over the ranks; nothing happens in a single process.
@@ -188,8 +199,8 @@ class SharedByRanks(nn.Module):
         criterion inside DistributedDataParallel or FSDP, see `lomix_fast.with_loss`, needs no such call.
 
         Raises:
-            RuntimeError: `sync_parameters` has never been called, so the ranks train different parameters; or the
-                parameters are sharded (FSDP).
+            RuntimeError: `sync_parameters` has not been called since construction or loading, so the ranks may train
+                different parameters; or the parameters are sharded (FSDP).
         """
         self._refuse_shards()
         group = self._group()
@@ -199,7 +210,7 @@ class SharedByRanks(nn.Module):
         if not self._is_same:
             raise RuntimeError(
                 "sync_gradients: the ranks may hold different parameters, whose average gradient trains none of them; "
-                "call criterion.sync_parameters() on every rank once, after construction or load_state_dict"
+                "call criterion.sync_parameters() on every rank after init_process_group, and again after loading"
             )
         with torch.no_grad():
             for parameter in trained:

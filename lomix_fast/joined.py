@@ -22,6 +22,13 @@ class NetworkWithLoss(nn.Module):
                 raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module")
         self.network, self.criterion = network, criterion
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Have the criterion refuse what is not its own before the network is loaded."""
+        check = getattr(self.criterion, "_check_checkpoint", None)
+        if check is not None:
+            check(state_dict, f"{prefix}criterion.")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def forward(
         self, images: Any, target: Tensor | None = None, mask: Tensor | None = None, weight_map: Tensor | None = None
     ) -> Any:

@@ -86,18 +86,23 @@ class PrunedMaps(nn.Module):
         """What a checkpoint holds of the choice."""
         if self.prune_below == 0:
             return None
-        kept = None if self._active.kept is None else list(self._active.kept)
+        kept = range(self.plan.num_maps) if self._active.kept is None else self._active.kept
+        # Of the same length whatever the choice: torch.distributed.checkpoint loads into an entry of the same size.
+        active = "".join("1" if m in kept else "0" for m in range(self.plan.num_maps))
         options = {"below": self.prune_below, "every": self.prune_every}
-        return options | {"kept": kept, "calls_left": self._calls_left}
+        return options | {"active": active, "calls_left": f"{self._calls_left:012d}"}
 
     def _resume_pruning(self, state: dict[str, Any] | None) -> None:
         """Go on with the choice of a checkpoint, if it was made by the same options; if not, the next call chooses."""
         if state is None or (state["below"], state["every"]) != (self.prune_below, self.prune_every):
             return
-        self._calls_left = state["calls_left"]
-        if state["kept"] is not None:
-            kept = tuple(state["kept"])
-            self._active, self._active_index = self.plan.select(kept), torch.tensor(kept)
+        self._calls_left = int(state["calls_left"])
+        kept = tuple(m for m, flag in enumerate(state["active"]) if flag == "1")
+        if len(kept) == self.plan.num_maps:
+            self._active, self._active_index = self.plan, None
+        else:
+            device = next(self.parameters()).device  # so that no captured or compiled step has to move it
+            self._active, self._active_index = self.plan.select(kept), torch.tensor(kept, device=device)
 
     def _weights(self) -> Tensor:
         raise NotImplementedError
@@ -134,7 +139,7 @@ class PrunedMaps(nn.Module):
 
         A dropped weight moves by momentum and weight decay alone. If it rises to the threshold, the next choice takes
         its map back. Equal weights give the same choice, so the ranks of a distributed job agree, as long as all of
-        them call this where one does.
+        them call this where one does, and load a checkpoint where one does (or call `sync_parameters` afterwards).
 
         The state dict holds the choice and the calls it is still good for, so a resumed run goes on bit for bit. Loaded
         into a criterion with other options, or from a checkpoint of format 1, the next training call chooses.

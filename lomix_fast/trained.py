@@ -24,6 +24,8 @@ class _Watched:
 
     def __init__(self) -> None:
         self.optimizers: list[Callable[[], Any]] = []
+        self.handles: dict[int, Any] = {}  # of the hooks, by identity of the parameter
+        self.is_checked = False  # whether the first backward pass has been
 
     def add(self, optimizer: Any) -> None:
         """Remember one that is to train parameters."""
@@ -50,12 +52,23 @@ class TrainedParameters(nn.Module):
     def _start_watching(self) -> None:
         """To be called when all parameters exist."""
         self._watched = _Watched()
-        first = next(self.parameters(), None)
-        if first is not None:
-            # A hook of the parameter rather than of the loss: it costs the compiled and the captured step nothing.
-            own = weakref.ref(self)
-            handles: list[Any] = []
-            handles.append(first.register_post_accumulate_grad_hook(lambda _: _first_backward(own, handles)))
+        self._hook_parameters()
+
+    def _hook_parameters(self) -> None:
+        """Have the first gradient of any parameter noticed; again after parameters have been replaced."""
+        if self._watched.is_checked:
+            return
+        own = weakref.ref(self)
+        for parameter in self.parameters():
+            if parameter.requires_grad and id(parameter) not in self._watched.handles:
+                # Of the parameter rather than of the loss: this costs the compiled and the captured step nothing.
+                handle = parameter.register_post_accumulate_grad_hook(lambda _: _first_backward(own))
+                self._watched.handles[id(parameter)] = handle
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies have parameters of their own, without hooks."""
+        super().__setstate__(state)
+        self._hook_parameters()
 
     def param_groups(self, lr: float | Tensor | None = None, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Parameter groups of this criterion for an optimizer, beside those of the network.
@@ -104,12 +117,16 @@ class TrainedParameters(nn.Module):
         return [name for name, p in self.named_parameters() if p.requires_grad and id(p) not in seen]
 
 
-def _first_backward(criterion: weakref.ref[Any], handles: list[Any]) -> None:
+def _first_backward(criterion: weakref.ref[Any]) -> None:
     """Warn where parameters are in no optimizer; called when the first gradient of the criterion has arrived."""
-    for handle in handles:
-        handle.remove()
     own = criterion()
-    missing = [] if own is None else own.untrained_parameters()
+    if own is None or own._watched.is_checked:
+        return
+    own._watched.is_checked = True
+    for handle in own._watched.handles.values():
+        handle.remove()
+    own._watched.handles.clear()
+    missing = own.untrained_parameters()
     if missing:
         warnings.warn(
             f"LoMixLoss: its parameters {', '.join(missing)} are in no optimizer shown to criterion.watch(), so they "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import KEY, CheckpointError, describe
+from .distributed import is_sharded
 from .loss import LoMixLoss
 from .mixing import awf_rows
 from .plan import MixPlan
@@ -22,6 +23,7 @@ def transfer(
     *,
     scales: Sequence[int] | None = None,
     source: LoMixLoss | None = None,
+    prefix: str = "",
 ) -> dict[str, Tensor]:
     """A state dict for `criterion` with what a checkpoint of another `LoMixLoss` has in common with it.
 
@@ -32,20 +34,31 @@ def transfer(
         criterion.load_state_dict(lomix_fast.transfer(checkpoint, criterion))
 
     Args:
-        state_dict: of the other criterion, without a prefix; it is not changed.
-        criterion: what is to be loaded. It is not changed.
+        state_dict: of the other criterion, or of a module that holds it; it is not changed.
+        criterion: what is to be loaded, before FSDP shards it. It is not changed.
         scales: for each scale of the checkpoint, coarsest first, its number in `criterion`, increasing. Must be given
             if the numbers of scales differ: (1, 2, 3, 4) says that `criterion` has one coarser scale more.
         source: a criterion made as the checkpoint's was, for checkpoints of format 1, which do not say so themselves.
+        prefix: of the other criterion's keys, such as "criterion." for `lomix_fast.with_loss`.
 
     Returns:
-        Copies of all entries of `criterion.state_dict()`.
+        Copies of all entries of `criterion.state_dict()`, so without a prefix.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, lacks a parameter or has one of the wrong shape.
-        ValueError: `scales` or `source` missing, or not fitting.
+        CheckpointError: the checkpoint cannot be read, lacks a parameter, has an unknown one or one of the wrong shape.
+        ValueError: `scales` or `source` missing, or not fitting; or `criterion` is sharded.
     """
-    plan, sharing, classes = _origin(state_dict, source)
+    if any(is_sharded(parameter) for parameter in criterion.parameters()):
+        raise ValueError(
+            "criterion: got one that FSDP has sharded, expected whole parameters; transfer before fully_shard"
+        )
+    state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    plan, sharing, classes, expected = _origin(state_dict, source)
+    if set(state_dict) - {KEY} != expected:
+        raise CheckpointError(
+            f"state_dict: got the parameters {sorted(set(state_dict) - {KEY})} under prefix={prefix!r}, expected "
+            f"{sorted(expected)}"
+        )
     number = _numbering(plan, criterion.plan, scales)
     own = {name: value.detach().clone() for name, value in criterion.state_dict().items()}
     rows, row_of = awf_rows(plan, sharing or "size")
@@ -58,7 +71,7 @@ def transfer(
         "awf_bias": (rows,),
     }
     for name, shape in shapes.items():
-        if name in state_dict and tuple(state_dict[name].shape) != shape:
+        if name in expected and tuple(state_dict[name].shape) != shape:
             found = tuple(state_dict[name].shape)
             raise CheckpointError(f"state_dict: got {name} {found}, expected {shape} as its description says")
     theirs = {name: value for name, value in state_dict.items() if name in shapes and name in own}
@@ -89,8 +102,8 @@ def transfer(
     return own
 
 
-def _origin(state_dict: Mapping[str, Tensor], source: LoMixLoss | None) -> tuple[MixPlan, str | None, int]:
-    """Plan, sharing of attention rows and classes of the criterion that a checkpoint came from."""
+def _origin(state_dict: Mapping[str, Tensor], source: LoMixLoss | None) -> tuple[MixPlan, str | None, int, set[str]]:
+    """Plan, sharing of attention rows, classes and names of the parameters of the criterion a checkpoint came from."""
     found = describe(state_dict)
     if found["format"] == 1:
         if source is None:
@@ -98,12 +111,15 @@ def _origin(state_dict: Mapping[str, Tensor], source: LoMixLoss | None) -> tuple
                 "source: got None with a checkpoint of format 1, which does not say what it belongs to (or whose keys "
                 f"have a prefix: the description is {KEY!r}), expected a LoMixLoss made as the checkpoint's was"
             )
-        return source.plan, source.awf_sharing, source.num_classes
+        return source.plan, source.awf_sharing, source.num_classes, {name for name, _ in source.named_parameters()}
     if source is not None:
         raise ValueError("source: got a criterion, expected None because this checkpoint describes its own")
     chosen = found["subsets"] if found["operators"] else None
     plan = MixPlan.create(found["num_scales"], tuple(found["operators"]), tuple(found["originals"]), subsets=chosen)
-    return plan, found["awf_sharing"], found["num_classes"]
+    names = {"alpha"} if found["weighting"] != "fixed" else set()
+    names |= {"cat_weight", "cat_bias"} if found["concat"] == "learned" else set()
+    names |= {"awf_weight", "awf_bias"} if found["awf_sharing"] is not None else set()
+    return plan, found["awf_sharing"], found["num_classes"], names
 
 
 def _numbering(theirs: MixPlan, ours: MixPlan, scales: Sequence[int] | None) -> list[int]:

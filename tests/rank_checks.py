@@ -46,6 +46,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "weight map": {"weight_map": True},
     "mask": {"mask": True},
     "normalized": {"weighting": "normalized"},
+    "dice weights alone": {"weight_map": True, "weighted_ce": False},
+    "label smoothing": {"label_smoothing": 0.2},
+    "jaccard": {"jaccard": True, "include_background": False},
+    "pairs": {"subsets": "pairs", "operators": ("avg", "sub", "max", "cat"), "mul": "logits"},
     "tversky": {"tversky": (0.3, 0.7), "squared_pred": False},
     "mutation": {"supervision": "mutation"},
     "deep supervision": {"supervision": "deep_supervision"},
@@ -194,7 +198,10 @@ def joined(wrap: Callable[[nn.Module], nn.Module], same_start: bool) -> dict[str
         rows = own_rows(shares)
         wrapped(images[rows], target[rows]).backward()
         optimizer.step()
-    return differences_from_alone(module)
+    found = differences_from_alone(module)
+    wrapped.eval()
+    assert wrapped(images[:1])[-1].shape == (1, 3, 8, 8)
+    return found
 
 
 def ddp() -> dict[str, float]:
@@ -253,6 +260,42 @@ def part_of_the_ranks() -> dict[str, float]:
     return {"loss": difference(criterion([z[rows] for z in logits], target[rows]), expected)}
 
 
+def loaded_by_one() -> dict[str, float]:
+    """One rank alone loads a checkpoint of which some maps are pruned; then all go on together."""
+    logits, target = [torch.randn(1, 3, 4, 4), torch.randn(1, 3, 8, 8)], torch.randint(3, (1, 8, 8))
+    source = LoMixLoss(3, 2, prune_below=0.5, prune_every=None)
+    with torch.no_grad():
+        source.alpha[1] = -5.0
+    source.update_pruning()
+    shared = LoMixLoss(3, 2, prune_below=0.5, prune_every=None, process_group="world")
+    if dist.get_rank() == 0:
+        shared.load_state_dict(source.state_dict())
+    shared.sync_parameters()
+    alone = LoMixLoss(3, 2, prune_below=0.5, prune_every=None)
+    alone.load_state_dict(shared.state_dict())
+    every = [torch.empty(1, 3, n, n) for n in (4, 8)]
+    everyone = [[torch.empty_like(z) for _ in range(dist.get_world_size())] for z in every]
+    for z, found in zip(logits, everyone, strict=True):
+        dist.all_gather(found, z)
+    targets = [torch.empty_like(target) for _ in range(dist.get_world_size())]
+    dist.all_gather(targets, target)
+    expected = alone([torch.cat(found) for found in everyone], torch.cat(targets))
+    return {"loss": difference(shared(logits, target), expected), "dropped": 6.0 - len(shared.active_maps) - 1}
+
+
+def sync_before_loading() -> dict[str, str]:
+    """What was the same need not be so after one rank has loaded another checkpoint."""
+    criterion = LoMixLoss(3, 2)
+    criterion.sync_parameters()
+    criterion.load_state_dict(LoMixLoss(3, 2).state_dict())
+    criterion([torch.randn(1, 3, 4, 4), torch.randn(1, 3, 8, 8)], torch.randint(3, (1, 8, 8))).backward()
+    try:
+        criterion.sync_gradients()
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
 def evaluation() -> dict[str, float]:
     """After eval() a rank may call the loss alone, and it is that of its own batch."""
     if dist.get_rank() > 0:
@@ -290,6 +333,8 @@ CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
     "compiled ddp": compiled_ddp,
     "beside ddp": beside_ddp,
     "part of the ranks": part_of_the_ranks,
+    "loaded by one": loaded_by_one,
+    "sync before loading": sync_before_loading,
     "evaluation": evaluation,
     "without sync_parameters": without_sync_parameters,
     "same bits": same_bits_on_all_ranks,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
@@ -75,14 +77,50 @@ def test_inside_another_module() -> None:
     assert describe(state, "criterion.")["num_classes"] == 5
     other.load_state_dict(state)
     assert same(module, other)
-    with pytest.raises(CheckpointError, match="num_classes=5, expected num_classes=6"):
-        with_loss(nn.Conv2d(1, 1, 1), LoMixLoss(6, 3)).load_state_dict(state)
+    wrong = with_loss(nn.Conv2d(1, 1, 1), LoMixLoss(6, 3))
+    before = wrong.network.weight.clone()
+    words = r"num_classes=5, expected num_classes=6.*transfer\(state_dict, criterion, prefix='criterion.'\)"
+    with pytest.raises(CheckpointError, match=words):
+        wrong.load_state_dict(state)
+    assert torch.equal(wrong.network.weight, before)
 
 
 def test_through_the_state_dicts_of_torch_distributed() -> None:
     module, other = (with_loss(nn.Conv2d(1, 1, 1), randomised(5, 3)) for _ in range(2))
     set_model_state_dict(other, get_model_state_dict(module))
     assert same(module, other)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_through_torch_distributed_checkpoint(tmp_path: Path) -> None:
+    """It loads into tensors of the same size, so the description of a pruned loss must not grow with its state."""
+    criterion, other = (LoMixLoss(5, 3, prune_below=0.5, prune_every=7) for _ in range(2))
+    with torch.no_grad():
+        criterion.alpha[2] = -5.0
+    criterion.update_pruning()
+    dcp.save(criterion.state_dict(), checkpoint_id=tmp_path)
+    state = other.state_dict()
+    dcp.load(state, checkpoint_id=tmp_path)
+    other.load_state_dict(state)
+    assert same(criterion, other) and other.dropped_maps == criterion.dropped_maps == ("orig_2",)
+
+
+def test_another_default_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    criterion, other = (LoMixLoss(5, 3, concat="resampled") for _ in range(2))
+    with torch.device("meta"):
+        state = criterion.state_dict()
+        assert state[KEY].device.type == "cpu"
+        other.load_state_dict(state)
+    assert torch.equal(criterion._generator.get_state(), other._generator.get_state())
+
+
+def test_what_a_network_loads_alone_leaves_the_choice_of_maps() -> None:
+    module = with_loss(nn.Conv2d(1, 1, 1), LoMixLoss(3, 2, prune_below=0.5))
+    with torch.no_grad():
+        module.criterion.alpha[0] = -10.0
+    module.criterion.update_pruning()
+    module.load_state_dict({"network.bias": torch.ones(1)}, strict=False)
+    assert module.criterion.dropped_maps == ("orig_0",)
 
 
 def test_a_description_survives_what_people_do_to_state_dicts() -> None:
@@ -194,7 +232,16 @@ def test_a_later_format_is_refused() -> None:
         LoMixLoss(5, 3).load_state_dict(state)
 
 
-@pytest.mark.parametrize("entry", [torch.zeros(5), "text", torch.tensor(list(b"[1]"), dtype=torch.uint8)], ids=repr)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "text",
+        torch.zeros(5),
+        torch.zeros(5, device="meta"),
+        *(torch.tensor(list(b), dtype=torch.uint8) for b in (b"[1]", b'{"format": null}', b'{"format": 2}')),
+    ],
+    ids=repr,
+)
 def test_a_damaged_description_is_refused(entry: Any) -> None:
     state = {**LoMixLoss(5, 3).state_dict(), KEY: entry}
     with pytest.raises(CheckpointError, match=r"'_extra_state' that describes no LoMixLoss .*leave that key out"):

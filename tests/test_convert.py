@@ -169,6 +169,7 @@ def test_fixed_modes(mode):
     [
         ({"supervision": "last_layer"}, "originals=(2,)"),
         ({"squared_pred": False}, "squared_pred=False"),
+        ({"process_group": "world"}, "process_group='world'"),
         ({"sigmoid": True}, "sigmoid=True"),
         ({"ignore_index": 255}, "ignore_index=255"),
         ({"ce_weight": [1.0, 2.0, 3.0]}, "ce_weight=tensor([1., 2., 3.], dtype=torch.float64)"),

@@ -71,15 +71,21 @@ def test_the_loss_has_the_same_bits_on_all_ranks(found: Found) -> None:
     assert len({one["same bits"]["loss"] for one in found}) == 1
 
 
-def test_gradients_of_different_parameters_are_not_averaged(found: Found) -> None:
+@pytest.mark.parametrize("check", ["without sync_parameters", "sync before loading"])
+def test_gradients_of_different_parameters_are_not_averaged(found: Found, check: str) -> None:
     for one in found:
         expected = "call criterion.sync_parameters()" if len(found) > 1 else ""
-        assert expected in one["without sync_parameters"]["error"]
-        assert bool(one["without sync_parameters"]["error"]) == bool(expected)
+        assert expected in one[check]["error"] and bool(one[check]["error"]) == bool(expected)
+
+
+def test_pruned_maps_of_one_rank_become_those_of_all(found: Found) -> None:
+    """Ranks with different maps would exchange tensors of different lengths."""
+    assert worst(found, "loaded by one") <= 1e-6
 
 
 def test_every_check_is_looked_at() -> None:
-    assert set(CHECKS) == {*TRAININGS, "part of the ranks", "evaluation", "same bits", "without sync_parameters"}
+    others = {"part of the ranks", "evaluation", "same bits", "loaded by one"}
+    assert set(CHECKS) == {*TRAININGS, *others, "without sync_parameters", "sync before loading"}
 
 
 # A rank that dies -------------------------------------------------------------------------------------------------
@@ -166,6 +172,20 @@ def test_sync_in_a_single_process_changes_nothing() -> None:
     criterion.sync_parameters()
     assert all(torch.equal(p.grad, g) for p, g in zip(criterion.parameters(), gradients, strict=True))
     assert all(torch.equal(v, before[k]) for k, v in criterion.state_dict().items())
+
+
+def test_sync_before_initialisation_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had nobody to agree with."""
+    criterion = LoMixLoss(3, 2)
+    criterion.sync_parameters()
+    criterion(*draw()).backward()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2)
+        with pytest.raises(RuntimeError, match="the ranks may hold different parameters"):
+            criterion.sync_gradients()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_copies_keep_the_group() -> None:

@@ -168,6 +168,38 @@ def test_a_copy_has_been_shown_nothing_and_copying_is_silent(twin: Any) -> None:
     assert criterion.untrained_parameters() == []
 
 
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("is_checked", [False, True])
+def test_a_copy_warns_for_itself(is_checked: bool, twin: Any) -> None:
+    criterion = LoMixLoss(3, 2)
+    optimizer = sgd(criterion.param_groups())
+    criterion.watch(optimizer)
+    if is_checked:
+        step(criterion)
+    other = twin(criterion)
+    with pytest.warns(UntrainedLossWarning, match="alpha"):
+        step(other)
+    with silence():
+        step(other)
+        step(criterion)
+
+
+def test_parameters_that_load_state_dict_has_replaced_warn() -> None:
+    criterion = LoMixLoss(3, 2)
+    optimizer = sgd(criterion.param_groups())
+    criterion.watch(optimizer)
+    criterion.load_state_dict(LoMixLoss(3, 2).state_dict(), assign=True)
+    with pytest.warns(UntrainedLossWarning, match="alpha"):  # the optimizer has the old ones
+        step(criterion)
+
+
+def test_the_others_are_missed_where_the_first_is_frozen() -> None:
+    criterion = LoMixLoss(3, 2)
+    criterion.alpha.requires_grad_(False)
+    with pytest.warns(UntrainedLossWarning, match="parameters cat_weight, cat_bias, awf_weight, awf_bias are"):
+        step(criterion)
+
+
 def test_any_object_with_groups_will_do_and_nothing_else() -> None:
     criterion = LoMixLoss(3, 2)
     criterion.watch(SimpleNamespace(param_groups=[{"params": list(criterion.parameters())}]))

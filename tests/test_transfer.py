@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lomix_fast import LoMixLoss, transfer
+from lomix_fast import LoMixLoss, transfer, with_loss
 from lomix_fast.checkpoint import KEY, CheckpointError
 
 _THOUSANDS = count(1000, 1000)
@@ -107,6 +107,24 @@ def test_other_weighting_and_no_weights() -> None:
     assert torch.equal(state["alpha"], source.alpha) and torch.equal(state["cat_weight"], fixed.cat_weight)
 
 
+def test_from_a_module_that_holds_it() -> None:
+    source, target = numbered(3, 2), LoMixLoss(3, 3)
+    state = with_loss(torch.nn.Identity(), source).state_dict()
+    found = alpha_of(transfer(state, target, prefix="criterion.", scales=(1, 2)), target)
+    assert found["mul_1_2"] == alpha_of(source.state_dict(), source)["mul_0_1"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"alpha": None}, {"beta": torch.zeros(1)}, {"alpha": None, "module.alpha": 1}], ids=repr
+)
+@pytest.mark.parametrize("is_described", [True, False])
+def test_what_is_not_there_or_unknown_is_refused(is_described: bool, change: dict[str, Any]) -> None:
+    state = {**LoMixLoss(3, 2).state_dict(), **change}
+    state = {name: value for name, value in state.items() if value is not None and (is_described or name != KEY)}
+    with pytest.raises(CheckpointError, match=r"state_dict: got the parameters .* expected \['alpha', 'awf_bias'"):
+        transfer(state, LoMixLoss(3, 2), source=None if is_described else LoMixLoss(3, 2))
+
+
 def test_what_was_taken_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "lomix_fast"):
         transfer(LoMixLoss(3, 2, operators=("add",)).state_dict(), LoMixLoss(3, 2))
@@ -120,8 +138,8 @@ def test_format_1_needs_a_source() -> None:
         transfer(state, target)
     found = alpha_of(transfer(state, target, source=LoMixLoss(3, 2, operators=("add",))), target)
     assert found["add_0_1"] == source.alpha[2] and found["mul_0_1"] == 0
-    with pytest.raises(CheckpointError, match=r"alpha \(3,\), expected \(6,\)"):
-        transfer(state, target, source=LoMixLoss(3, 2))
+    with pytest.raises(CheckpointError, match=r"alpha \(3,\), expected \(4,\)"):
+        transfer(state, target, source=LoMixLoss(3, 2, operators=("add", "mul")))
     with pytest.raises(ValueError, match="source: got a criterion, expected None"):
         transfer(source.state_dict(), target, source=source)
 
