@@ -94,7 +94,7 @@ def test_through_the_state_dicts_of_torch_distributed() -> None:
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_through_torch_distributed_checkpoint(tmp_path: Path) -> None:
     """It loads into tensors of the same size, so the description of a pruned loss must not grow with its state."""
-    criterion, other = (LoMixLoss(5, 3, prune_below=0.5, prune_every=7) for _ in range(2))
+    criterion, other = (LoMixLoss(5, 3, prune_below=0.5, prune_every=700) for _ in range(2))
     with torch.no_grad():
         criterion.alpha[2] = -5.0
     criterion.update_pruning()

@@ -176,8 +176,9 @@ def test_a_copy_warns_for_itself(is_checked: bool, twin: Any) -> None:
     criterion.watch(optimizer)
     if is_checked:
         step(criterion)
+    criterion.cat_bias.requires_grad_(False)
     other = twin(criterion)
-    with pytest.warns(UntrainedLossWarning, match="alpha"):
+    with pytest.warns(UntrainedLossWarning, match="alpha, cat_weight, awf_weight, awf_bias are in"):
         step(other)
     with silence():
         step(other)
