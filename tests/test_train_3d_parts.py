@@ -20,8 +20,7 @@ pytest.importorskip("monai")
 pytest.importorskip("nilearn")
 pytest.importorskip("tensorboard")
 pytest.importorskip("tqdm")
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from monai.networks.nets import DynUNet
 from train_3d_parts import data, laps, losses, networks, options, shares, step
@@ -232,6 +231,7 @@ import torch
 from train_3d_parts import laps
 
 peak = laps.Peak(torch.device("cpu"))
+torch.ones(2**22)  # freed at once, after which malloc keeps blocks of up to that size
 peak.prepare()
 blocks = [torch.ones(2**18) for _ in range(100)]  # of 1 MiB
 highest = laps._resident("VmRSS")
@@ -242,7 +242,7 @@ print(highest - laps._resident("VmRSS"))
 
 def test_freed_memory_leaves_the_resident_set_at_once() -> None:
     """In a process of its own: in this one blocks would take the place of others that were freed before."""
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(laps.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", _FREES], env=environment, capture_output=True, text=True, timeout=120)
     if "RuntimeError" in done.stderr:
         pytest.skip(done.stderr)
