@@ -68,6 +68,17 @@ def describe(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return dict(found)
 
 
+def maps_of(num_classes: int, plan: MixPlan) -> dict[str, Any]:
+    """The part of a description that says which maps there are, of how many classes."""
+    return {
+        "num_classes": num_classes,
+        "num_scales": plan.num_scales,
+        "originals": list(plan.originals),
+        "operators": list(plan.operators),
+        "subsets": [list(subset) for subset in plan.subsets] if plan.operators else [],
+    }
+
+
 class Checkpointed(nn.Module):
     """The part of `LoMixLoss` that reads and writes state dicts.
 
@@ -100,11 +111,7 @@ class Checkpointed(nn.Module):
         """What the parameters belong to."""
         plan = self.plan
         return {
-            "num_classes": self.num_classes,
-            "num_scales": plan.num_scales,
-            "originals": list(plan.originals),
-            "operators": list(plan.operators),
-            "subsets": [list(subset) for subset in plan.subsets] if plan.operators else [],
+            **maps_of(self.num_classes, plan),
             "weighting": self.weighting,
             "concat": self.concat if plan.uses_cat else None,
             "awf_sharing": self.awf_sharing if plan.uses_awf else None,

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .checkpoint import KEY, describe
+from .checkpoint import KEY, describe, maps_of
 from .loss import LoMixLoss
 from .official import WITH_MIXES, CombinatorialMutationsLossModule
 from .official_names import FUSION_NAMES, OUR_NAME, fusion_key, fusion_positions, their_names
@@ -172,14 +172,7 @@ def _check_description(state_dict: dict[str, Tensor], plan: MixPlan, num_classes
     found = describe(state_dict)
     if state_dict.pop(KEY, None) is None:
         return
-    expected = {
-        "num_classes": num_classes,
-        "num_scales": plan.num_scales,
-        "operators": list(plan.operators),
-        "originals": list(plan.originals),
-        "subsets": [list(subset) for subset in plan.subsets] if plan.operators else [],
-    }
-    for name, value in expected.items():
+    for name, value in maps_of(num_classes, plan).items():
         if found[name] != value:
             raise ValueError(
                 f"state_dict: got the checkpoint of a LoMixLoss with {name}={found[name]!r}, expected {value!r}; pass "
