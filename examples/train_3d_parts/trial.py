@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from lomix_fast.demo.data import CLASS_NAMES
+from lomix_fast.doctor.errors import is_out_of_memory
 
 from .options import Settings
 from .processes import Place
@@ -97,13 +98,6 @@ def status(field: str, process: int | str = "self") -> int:
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     return 0
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU, in PyTorch's allocator for the CPU or in oneDNN."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(text in str(error).lower() for text in ("out of memory", "not enough memory", "allocate memory"))
 
 
 if __name__ == "__main__":

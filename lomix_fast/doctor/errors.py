@@ -10,11 +10,11 @@ class DoesNotFitError(MemoryError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or in torch's allocator for the CPU."""
+    """Whether an exception says that memory ran out, on a GPU, in torch's allocator for the CPU or in oneDNN."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error).lower()
-    words = ("out of memory", "not enough memory", "can't allocate memory")  # the last is Linux's, of a CPU
+    words = ("out of memory", "not enough memory", "allocate memory")  # the last is Linux's, of a CPU, and oneDNN's
     return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
