@@ -1,15 +1,16 @@
-# make demo | test | check-cuda | bench | bench-report | gpu-report | lint | format | clean | distclean
+# make demo | test | check-cuda | versions | gpu-day | bench | bench-report | gpu-report | lint | format | clean | distclean
 # Only python3, make and g++ are assumed: each command makes .venv, installs the pinned tools of requirements-dev.txt and
 # requirements-peers.txt, and builds the extension when that has not been done yet or when C++ or setup files have changed.
 
 PYTHON ?= python3
+GPU_PYTHON ?= python3
 BIN := .venv/bin
 CPP := $(shell find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 # The fused kernel is the point of these commands: without a compiler they stop and say so instead of going on slowly.
 LOMIX_FAST_BUILD ?= cpu
 export LOMIX_FAST_BUILD
 
-.PHONY: demo test check-cuda bench bench-report gpu-report lint format clean distclean
+.PHONY: demo test check-cuda versions gpu-day bench bench-report gpu-report lint format clean distclean
 
 demo: .venv/package
 	$(BIN)/python -m lomix_fast demo
@@ -20,6 +21,20 @@ test: .venv/package
 # Builds everything for a CUDA torch in an environment of its own, .venv-cuda, and tries what runs there; no GPU needed.
 check-cuda:
 	$(PYTHON) tests/check_cuda.py
+
+# What a GPU day needs, with the versions of the machine it is prepared for, in .venv-versions; no GPU needed.
+versions:
+	$(PYTHON) tests/check_versions.py
+
+# Everything that only a GPU can tell, in eight minutes (docs/gpu.md), with a Python that has a CUDA build of torch. It installs
+# nothing and needs no network; ARGS=--rehearse tries all of it on a CPU, in .venv.
+ifeq ($(findstring --rehearse,$(ARGS)),)
+gpu-day:
+	$(GPU_PYTHON) -m benchmarks.gpu_day $(ARGS)
+else
+gpu-day: .venv/package
+	$(BIN)/python -m benchmarks.gpu_day $(ARGS)
+endif
 
 bench: .venv/package
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -64,4 +79,4 @@ clean:
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv .venv-cuda
+	rm -rf .venv .venv-cuda .venv-versions

@@ -1,8 +1,8 @@
 """Builds the C++ extension lomix_fast._C: whether, from which sources, with which flags, in which order.
 
-setup.py calls `decide` and `build`; `python build_cpp.py` builds the objects and the module under build/ and installs
-nothing, which is how `make lint` looks for compiler warnings. The CUDA part is described in build_cuda.py. Environment
-variables, and those named there:
+setup.py calls `decide` and `build`; `python build_cpp.py` builds the objects and the module under build/, installs
+nothing and needs no setuptools, which is how `make lint` looks for compiler warnings and how benchmarks/gpu_day begins.
+The CUDA part is described in build_cuda.py. Environment variables, and those named there:
 
     LOMIX_FAST_BUILD   auto (default), cpu, cuda or none, see `requested_build`
     LOMIX_FAST_WERROR  1 turns warnings of our own sources into errors
@@ -13,6 +13,7 @@ variables, and those named there:
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -311,13 +312,20 @@ def write_ninja(toolchain: Toolchain) -> tuple[Path, Path]:
         "  description = link $out",
     ]
     objects = []
+    edges: list[tuple[int, list[str]]] = []
     for source, variant in units(toolchain):
         is_cuda = source.endswith(".cu")
         suffix = f".{variant}.o" if variant else ".cu.o" if is_cuda else ".o"
         objects.append((directory / source).with_suffix(suffix))
-        lines.append(f"build {_ninja_path(objects[-1])}: {'nvcc' if is_cuda else 'compile'} {_ninja_path(source)}")
-        lines.append(f"  flags = {_ninja_command(_unit_flags(toolchain, source, variant))}")
-        lines.append(f"  for = {f'for {variant}' if variant else ''}{' classes' if variant and is_cuda else ''}")
+        edge = [
+            f"build {_ninja_path(objects[-1])}: {'nvcc' if is_cuda else 'compile'} {_ninja_path(source)}",
+            f"  flags = {_ninja_command(_unit_flags(toolchain, source, variant))}",
+            f"  for = {f'for {variant}' if variant else ''}{' classes' if variant and is_cuda else ''}",
+        ]
+        edges.append((int(variant) if variant and is_cuda else 0, edge))
+    # ninja begins with what comes first, and with many cores all wait for the slowest: those of the most classes first.
+    for _, edge in sorted(edges, key=lambda one: -one[0]):
+        lines += edge
     lines.append(f"build {_ninja_path(module)}: link {' '.join(map(_ninja_path, objects))}")
     lines.append(f"  flags = {_ninja_command(link_flags(toolchain))}")
     lines.append(f"default {_ninja_path(module)}")
@@ -358,7 +366,7 @@ def _ninja_command(words: tuple[str, ...] | list[str]) -> str:
 
 
 def build(toolchain: Toolchain) -> Path:
-    """Compile what changed and link; return the finished module.
+    """Compile what changed and link; return the finished module, beside which lies its _build_info.json.
 
     Raises:
         BuildError: the compiler or linker failed (its output is above), or MAX_JOBS is not a positive number.
@@ -371,6 +379,7 @@ def build(toolchain: Toolchain) -> Path:
     done = subprocess.run([toolchain.ninja, "-C", str(ROOT), "-f", str(script), "-j", jobs], check=False)
     if done.returncode != 0:
         raise BuildError("building lomix_fast._C failed; the compiler's messages are above")
+    (ROOT / module).with_name("_build_info.json").write_text(json.dumps(toolchain.describe(), indent=2) + "\n")
     return ROOT / module
 
 

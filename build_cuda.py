@@ -1,9 +1,11 @@
 """The CUDA part of the extension: which nvcc, for which GPUs, from which sources, with which flags; see build_cpp.py.
 
-Nothing here looks for a GPU: a machine that builds need not have one. Environment variables:
+Nothing here looks for a GPU, which a machine that builds need not have, unless native is asked for. Environment
+variables:
 
     CUDA_HOME, CUDA_PATH   where the CUDA toolkit is; then the nvcc on PATH, then /usr/local/cuda
     TORCH_CUDA_ARCH_LIST   the GPUs to build for as torch's own extensions take it, such as "8.0;9.0+PTX" or "Hopper";
+                           native stands for those that are visible on this machine;
                            default: DEFAULT_ARCHITECTURES as far as nvcc knows them, with PTX of the newest
 """
 
@@ -197,7 +199,8 @@ def choose_architectures(nvcc: str, version: str) -> tuple[str, ...]:
         version: its version, for messages.
 
     Raises:
-        CannotBuild: TORCH_CUDA_ARCH_LIST names one that there is none of, or that this nvcc or our kernels cannot do.
+        CannotBuild: TORCH_CUDA_ARCH_LIST names one that there is none of, or that this nvcc or our kernels cannot do,
+            or it says native and no GPU can be seen.
     """
     known = {int(n) for n in re.findall(r"compute_(\d+)", _output([nvcc, "--list-gpu-arch"]))}
     given = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
@@ -208,8 +211,10 @@ def choose_architectures(nvcc: str, version: str) -> tuple[str, ...]:
             raise CannotBuild(f"nvcc {version} ({nvcc}) builds for none of {', '.join(DEFAULT_ARCHITECTURES)}")
         return (*chosen[:-1], f"{chosen[-1]}+PTX")
     says = f"TORCH_CUDA_ARCH_LIST: got {given!r}"
+    if "native" in asked:
+        asked = [word for word in asked if word != "native"] + _visible(says)
     if any(re.fullmatch(r"\d+\.\da?(\+PTX)?", word) is None for word in asked):
-        asked = _ask_torch(says)
+        asked = _ask_torch(says, asked)
     with_ptx = {word.removesuffix("+PTX") for word in asked if word.endswith("+PTX")}
     chosen = sorted({word.removesuffix("+PTX") for word in asked}, key=_parts)
     for one in chosen:
@@ -222,17 +227,47 @@ def choose_architectures(nvcc: str, version: str) -> tuple[str, ...]:
     return tuple(one + "+PTX" * (one in with_ptx) for one in chosen)
 
 
-def _ask_torch(says: str) -> list[str]:
-    """TORCH_CUDA_ARCH_LIST in numbers; the names in it, such as Ampere, are torch's."""
+def _visible(says: str) -> list[str]:
+    """The compute capabilities of the GPUs that torch sees here, such as ["8.0", "9.0"]."""
+    import torch
+
+    instead = "name compute capabilities, such as '8.0;9.0+PTX', to build for GPUs that are not here"
+    try:
+        count = torch.cuda.device_count()
+        found = {torch.cuda.get_device_capability(n): torch.cuda.get_device_name(n) for n in range(count)}
+    except Exception as error:  # what a broken driver makes torch raise is not documented
+        reason = (str(error).splitlines() or ["no reason told"])[0]
+        raise CannotBuild(
+            f"{says}, but torch cannot ask for the GPUs of this machine ({type(error).__name__}: {reason}); "
+            f"see what nvidia-smi says, or {instead}"
+        ) from error
+    if not found:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        visible = "" if hidden is None else f" (CUDA_VISIBLE_DEVICES is {hidden!r})"
+        raise CannotBuild(f"{says}, but torch sees no GPU here{visible}; see what nvidia-smi says, or {instead}")
+    for capability, name in found.items():
+        if capability < OLDEST_ARCHITECTURE:
+            has, oldest = (".".join(map(str, one)) for one in (capability, OLDEST_ARCHITECTURE))
+            raise CannotBuild(
+                f"{says}, but {name} of this machine has compute capability {has}, and the kernels need {oldest} or "
+                f"newer; hide it with CUDA_VISIBLE_DEVICES, or {instead}"
+            )
+    return [f"{major}.{minor}" for major, minor in sorted(found)]
+
+
+def _ask_torch(says: str, asked: list[str]) -> list[str]:
+    """What is asked for in numbers; the names in it, such as Ampere, are torch's."""
     expected = f"{says}, expected numbers such as '8.0;9.0+PTX'"
-    if "native" in os.environ["TORCH_CUDA_ARCH_LIST"]:
-        raise CannotBuild(f"{expected}: no GPU is looked at; `python -m lomix_fast doctor` shows those that are here")
+    before = os.environ["TORCH_CUDA_ARCH_LIST"]
+    os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(asked)  # the one place that torch reads them from
     try:
         from torch.utils.cpp_extension import _get_cuda_arch_flags
 
         flags = _get_cuda_arch_flags()
     except Exception as error:  # not a public function: it may go, or change
-        raise CannotBuild(f"{expected} or names that torch knows (torch says: {error})") from error
+        raise CannotBuild(f"{expected}, names that torch knows, or native (torch says: {error})") from error
+    finally:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = before
     codes = [code for flag in flags for code in re.findall(r"code=\[?(sm|compute)_(\d+a?)", flag)]
     return [re.sub(r"(\d)(a?)$", r".\1\2", number) + "+PTX" * (kind == "compute") for kind, number in codes]
 

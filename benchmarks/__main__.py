@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import build_cpp
+from lomix_fast.testing.process import Ended
 
 from . import build_time
 from .contenders import CONTENDERS, contender
@@ -21,7 +22,6 @@ from .results import default_path, machine, write_csv
 from .subjects import QUICK, Subject
 from .sweeps import STANDARD, SUBJECTS
 from .table import table
-from .worker import WorkerError
 
 OK, FAILED, USAGE = 0, 1, 2
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path.unlink(missing_ok=True)
             print(f"\nRED GATE: {error}\nNo figures were written.", file=sys.stderr)
             return FAILED
-        except (WorkerError, build_time.BuildFailed, build_cpp.BuildError) as error:
+        except (Ended, build_time.BuildFailed, build_cpp.BuildError) as error:
             print(f"\n{name}: {error}\nIts figures were not written.", file=sys.stderr)
             failed.append(name)
             continue

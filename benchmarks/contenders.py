@@ -6,7 +6,7 @@ import importlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +71,7 @@ def _module(impl: str) -> Callable[[Problem], Prepared]:
             impl=impl,
             **case.rule,
         )
-        criterion.to(problem.alpha.dtype).load_state_dict(problem.parameters)
+        criterion.to(problem.target.device, problem.alpha.dtype).load_state_dict(problem.parameters)
         logits = [z.requires_grad_() for z in problem.logits]
         leaves = {f"logits[{i}]": z for i, z in enumerate(logits)} | dict(criterion.named_parameters())
         return Prepared(lambda: criterion(logits, problem.target, weight_map=problem.weight_map), leaves)
@@ -81,27 +81,36 @@ def _module(impl: str) -> Callable[[Problem], Prepared]:
 
 def _official(problem: Problem) -> Prepared:
     case = problem.case
-    loss = OfficialStyleLoss(case.classes, len(case.native), case.operators).to(problem.alpha.dtype)
+    loss = OfficialStyleLoss(case.classes, len(case.native), case.operators)
+    loss.to(problem.target.device, problem.alpha.dtype)
     own = {name: problem.parameters.get(name) for name in ("alpha", "awf_weight", "awf_bias")}
     loss.load_state_dict({name: value for name, value in own.items() if value is not None}, strict=False)
     # W and b are given, not drawn in every call as the authors do: otherwise there would be no number to check.
     leaves = problem.requires_grad_().leaves | {n: p for n, p in loss.named_parameters() if own[n] is not None}
     logits, target, weight, bias = problem.logits, problem.target, problem.cat_weight, problem.cat_bias
-    return Prepared(lambda: official_style_step(loss, logits, target, weight, bias), leaves)
+    return Prepared(lambda: official_style_step(loss, _widened(logits), target, weight, bias), leaves)
 
 
-def _plain(problem: Problem, function: Callable[..., Tensor] = plain_loss) -> Prepared:
+def _widened(logits: Sequence[Tensor]) -> list[Tensor]:
+    """float16 and bfloat16 logits as float32, as autocast hands them to a loss; others as they are."""
+    return [z.float() if z.dtype.itemsize < 4 else z for z in logits]
+
+
+def plain_with(problem: Problem, function: Callable[..., Tensor] = plain_loss) -> Prepared:
+    """The loss of `plain.py`, by itself or by what something made of it."""
     leaves = problem.requires_grad_().leaves
     rest = (problem.alpha, problem.cat_weight, problem.cat_bias, problem.awf_weight, problem.awf_bias)
     plan, rows = problem.case.plan, problem.row_of_pair
-    return Prepared(lambda: function(problem.logits, problem.target, plan, rows, *rest), leaves)
+    return Prepared(lambda: function(_widened(problem.logits), problem.target, plan, rows, *rest), leaves)
 
 
 def _compiled(problem: Problem) -> Prepared:
-    return _plain(problem, torch.compile(plain_loss, fullgraph=True, dynamic=False))
+    return plain_with(problem, torch.compile(plain_loss, fullgraph=True, dynamic=False))
 
 
 def _no_compiler() -> str | None:
+    if torch.cuda.is_available():  # where it is Triton's
+        return None
     wanted = os.environ.get("CXX", "g++")
     return None if shutil.which(wanted) else f"torch.compile needs a C++ compiler on a CPU and {wanted} is not there"
 
@@ -137,7 +146,16 @@ CONTENDERS: dict[str, Contender] = {
         lambda: available_backends()["cpu"],
         lambda case: 2**27,
     ),
-    "plain": Contender("clean PyTorch with autograd (benchmarks/plain.py)", _plain, _always, _plain_bytes),
+    **{
+        name: Contender(
+            f'LoMixLoss(impl="{name}"), {words}',
+            _module(name),
+            lambda name=name: available_backends("cuda")[name],  # type: ignore[misc]
+            lambda case: 2**28,
+        )
+        for name, words in (("cuda", "the fused CUDA kernels"), ("triton", "the fused Triton kernels"))
+    },
+    "plain": Contender("clean PyTorch with autograd (benchmarks/plain.py)", plain_with, _always, _plain_bytes),
     "compile": Contender("torch.compile of plain", _compiled, _no_compiler, _plain_bytes, compiles=True),
     "eager": Contender(
         'LoMixLoss(impl="eager"), PyTorch recomputing one map at a time', _module("eager"), _always, _eager_bytes

@@ -24,6 +24,7 @@ TOLERANCE = {
     torch.bfloat16: (1e-5, 2e-2),
     torch.float16: (1e-5, 4e-3),
 }
+_CPU = torch.device("cpu")
 # What contenders that are not the loss compute, relative, by name.
 OWN_TOLERANCE = {"exponential": 1e-6}
 # Between contenders at full size: (loss, norm of each gradient). Looser, since float32 itself loses digits over
@@ -56,20 +57,20 @@ def results(loss: Tensor, prepared: Prepared) -> dict[str, Tensor]:
     return {"loss": loss.detach()} | {name: g for name, g in gradients.items() if g is not None}
 
 
-def errors(contender: Contender, small: Case) -> dict[str, float]:
+def errors(contender: Contender, small: Case, where: torch.device = _CPU) -> dict[str, float]:
     """Error of the loss and of every gradient of a contender on a small case, relative to the truth's largest value.
 
     A gradient that is missing or of another shape has an infinite error, one that is not a number too. What is not
-    the loss has errors of its own.
+    the loss has errors of its own. The contender runs on the device `where`, the truth on the CPU.
     """
     if contender.own_errors is not None:
         return contender.own_errors()
     problem = make_problem(small)
     expected = truth(problem)  # first: it takes a copy, and the problem then belongs to the contender
-    prepared = contender.prepare(problem)
+    prepared = contender.prepare(problem.to(where))
     loss = prepared.loss()
     loss.backward()
-    got = results(loss, prepared)
+    got = {name: value.cpu() for name, value in results(loss, prepared).items()}
     return {name: _error(got.get(name), value) for name, value in expected.items()}
 
 

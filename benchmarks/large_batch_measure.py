@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lomix_fast.testing.peak import PLAIN_MALLOC
+from lomix_fast.testing.process import Ended, Process, TooLarge
 
 from . import gate
 from .large_batch_rows import Patch, row, small_case
 from .large_batch_search import Found, Trial, largest_batch
 from .large_batch_session import Held, Peak, Session
-from .watched import Ended, TooLarge, Watched
 
 # What a process that waits for its turn is taken to hold on average; libraries are shared by all.
 _RESTING_MIB = 400
@@ -152,7 +152,7 @@ def take_times(rows: Sequence[Figures], patch: Patch, setting: Setting, say: Cal
     limit = min(setting.limit_mib, free_mib() - _RESTING_MIB * len(rows))
     taken: dict[str, list[float]] = {}
     with ExitStack() as stack:
-        at_work: dict[str, Watched] = {}
+        at_work: dict[str, Process] = {}
         for one in rows:
             process = stack.enter_context(_watched(one.name, patch, setting, limit))
             made = _asked(one, say, process, "make", 1)
@@ -179,7 +179,7 @@ def take_times(rows: Sequence[Figures], patch: Patch, setting: Setting, say: Cal
             one.times[patch.edge] = taken[one.name]
 
 
-def _asked(one: Figures, say: Callable[[str], None], process: Watched, command: str, *arguments: object) -> Any:
+def _asked(one: Figures, say: Callable[[str], None], process: Process, command: str, *arguments: object) -> Any:
     """An answer; None when the process passed its limit or failed, which is said."""
     try:
         return process.ask(command, *arguments)
@@ -213,6 +213,6 @@ def free_mib() -> float:
 
 def _watched(
     name: str, patch: Patch, setting: Setting, limit_mib: float, environment: Mapping[str, str] | None = None
-) -> Watched:
+) -> Process:
     variables = {"TORCHINDUCTOR_CACHE_DIR": str(setting.cache), **(environment or {})}
-    return Watched(name, Session, (name, patch, setting.threads), limit_mib, variables)
+    return Process(name, Session, (name, patch, setting.threads), limit_mib, variables)

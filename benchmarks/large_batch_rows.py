@@ -21,6 +21,7 @@ from .prepared import Prepared
 from .problem import Problem, make_problem
 
 FUSED, PLAIN, COMPILED, OFFICIAL = "fused", "plain PyTorch", "torch.compile", "official-style"
+_CPU = torch.device("cpu")
 # Labels along an axis of the small problem on which numbers are checked.
 _SMALL = 16
 # softplus of it is 1, the weight of every map in the losses without learned weights.
@@ -76,19 +77,19 @@ LOSSES: dict[str, tuple[str, ...]] = {
 }
 
 
-def draw(case: Case) -> Problem:
-    """The problem of a case, drawn sample by sample, so that no more is ever held than the inputs and one sample.
+def draw(case: Case, where: torch.device = _CPU) -> Problem:
+    """The problem of a case, drawn on a device sample by sample, so that no more is held than inputs and one sample.
 
     A sample's numbers do not depend on the batch, those of the parameters on neither batch nor size.
     """
-    problem = make_problem(shrunk(case, _SMALL))
-    logits = [torch.empty(case.batch, case.classes, *native) for native in case.native]
-    target = torch.empty(case.batch, *case.full, dtype=torch.int64)
+    problem = make_problem(shrunk(case, _SMALL)).to(where)
+    logits = [torch.empty(case.batch, case.classes, *native, device=where) for native in case.native]
+    target = torch.empty(case.batch, *case.full, dtype=torch.int64, device=where)
     for sample in range(case.batch):
-        generator = torch.Generator().manual_seed(sample)
+        generator = torch.Generator(where).manual_seed(sample)
         for z in logits:
-            z[sample] = torch.randn(z.shape[1:], generator=generator)
-        target[sample] = torch.randint(case.classes, case.full, generator=generator)
+            torch.randn(z.shape[1:], generator=generator, out=z[sample])
+        torch.randint(case.classes, case.full, generator=generator, out=target[sample])
     return replace(problem, case=case, logits=logits, target=target)
 
 
@@ -129,17 +130,18 @@ def _relative(got: Tensor | None, expected: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def _fused(loss: str) -> Row:
+def _fused(loss: str, impl: str) -> Row:
     def prepare(problem: Problem) -> Prepared:
         case = problem.case
-        criterion = LoMixLoss(case.classes, len(case.native), supervision=loss, impl="cpu")
+        criterion = LoMixLoss(case.classes, len(case.native), supervision=loss, impl=impl)
+        criterion.to(problem.target.device)
         if loss == "lomix":
             criterion.load_state_dict(problem.parameters)
         logits = [z.requires_grad_() for z in problem.logits]
         leaves = {f"logits[{i}]": z for i, z in enumerate(logits)} | dict(criterion.named_parameters())
         return Prepared(lambda: criterion(logits, problem.target), leaves)
 
-    return Row(loss, FUSED, prepare, CONTENDERS["fused"].why_not)
+    return Row(loss, FUSED, prepare, CONTENDERS["fused" if impl == "cpu" else impl].why_not)
 
 
 def _written(loss: str, function: Callable[[Sequence[Tensor], Tensor], Tensor], written: str) -> Row:
@@ -164,7 +166,8 @@ _WRITTEN = {
     "last_layer": plain_modes.last_layer,
 }
 ROWS: dict[str, Row] = {
-    **{f"{loss}_fused": _fused(loss) for loss in LOSSES},
+    **{f"{loss}_fused": _fused(loss, "cpu") for loss in LOSSES},
+    **{f"lomix_{impl}": _fused("lomix", impl) for impl in ("cuda", "triton")},
     "lomix_compile": _contender("compile", COMPILED),
     "lomix_plain": _contender("plain", PLAIN),
     "lomix_official": _contender("official", OFFICIAL),

@@ -110,7 +110,7 @@ def measure(subject: Subject, *, rounds: int, threads: int, say: Callable[[str],
 
     Raises:
         GateError: somebody's numbers are wrong; nothing was timed.
-        WorkerError: somebody failed or its process died.
+        Ended: somebody failed or its process died.
     """
     with ExitStack() as stack:
         workers = {entry: stack.enter_context(_worker(entry, threads)) for entry in subject.entries}

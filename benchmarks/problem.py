@@ -67,6 +67,15 @@ class Problem:
             leaf.requires_grad_()
         return self
 
+    def to(self, where: torch.device) -> Problem:
+        """The same numbers on a device, dense there; nothing requires a gradient yet. Itself if it is there already."""
+        if where == self.target.device:
+            return self
+        names = ("target", "weight_map", "ce_weight")
+        moved = {name: value.to(where) for name in names if (value := getattr(self, name)) is not None}
+        moved |= {name: value.to(where) for name, value in self.parameters.items()}
+        return replace(self, logits=[z.to(where) for z in self.logits], **moved)  # type: ignore[arg-type]
+
     def double(self) -> Problem:
         """A detached copy in float64."""
         exact = {name: value.detach().double() for name, value in self.parameters.items()}

@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import multiprocessing
-import os
-import time
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lomix_fast.testing.peak import extra_peak_mib
+from lomix_fast.testing.devices import Cpu, Device
+from lomix_fast.testing.process import Process
 
 from . import gate
 from .cases import BenchmarkCase
@@ -30,16 +25,12 @@ from .prepared import Prepared
 from .problem import make_problem
 
 
-class WorkerError(RuntimeError):
-    """A contender failed or its process died; the message says which and how."""
-
-
 @dataclass(frozen=True)
 class Memory:
     """First full-size step.
 
     Attributes:
-        extra_peak_mib: how far the resident set rose.
+        extra_peak_mib: how far the resident set rose, or what torch had allocated on a GPU.
         gradients_mib: the part of it that gradients of logits and parameters are bound to take.
         first_step_ms: milliseconds from cold.
         fingerprint: loss and norms of the gradients; empty for what is not the loss.
@@ -51,11 +42,20 @@ class Memory:
     fingerprint: dict[str, float]
 
 
-class _Session:
-    """What runs inside the process. Every public method is a command."""
+class Session:
+    """What runs inside the process. Every public method is a command.
 
-    def __init__(self, name: str, one: BenchmarkCase) -> None:
-        self._contender, self._one = contender(name), one
+    Args:
+        name: of the contender.
+        one: the case.
+        threads: torch threads; None leaves them.
+        device: where.
+    """
+
+    def __init__(self, name: str, one: BenchmarkCase, threads: int | None = None, device: Device | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._contender, self._one, self._device = contender(name), one, device or Cpu()
         self._prepared: Prepared | None = None
 
     def errors(self) -> dict[str, float]:
@@ -64,89 +64,79 @@ class _Session:
         At full size nothing may have run before: a scratch buffer that an implementation allocates in its first call
         and keeps is part of what it needs.
         """
-        return gate.errors(self._contender, self._one.small)
+        return gate.errors(self._contender, self._one.small, self._device.where)
 
     def memory(self) -> Memory:
-        """One full-size step from a baseline at which inputs and parameters exist and gradients do not.
+        """The first full-size steps, from a baseline at which inputs and parameters exist and gradients do not.
 
-        The gradients of the inputs count: a step cannot be had without them. A contender that compiles takes its
-        first step before the baseline, because the compiler's memory is not the step's.
+        The gradients of the inputs count: a step cannot be had without them. Which step it is, see `Device.peak`; the
+        memory of a compiler is not the step's.
         """
-        prepared = self._prepared = self._contender.prepare(make_problem(self._one.case))
+        prepared = self._prepared = self._contender.prepare(make_problem(self._one.case).to(self._device.where))
         kept: list[Tensor] = []
 
         def step() -> None:
             loss = prepared.loss()
             loss.backward()
-            kept.append(loss.detach())
+            kept[:] = [loss.detach()]
 
-        begin = time.perf_counter()
-        if self._contender.compiles:
-            step()
-            first = time.perf_counter() - begin
-            prepared.clear()
-            peak = extra_peak_mib(step)
-        else:
-            peak = extra_peak_mib(step)
-            first = time.perf_counter() - begin
+        found = self._device.peak(step, prepared.clear, self._contender.compiles)
         is_loss = self._contender.own_errors is None
         fingerprint = gate.fingerprint(kept[-1], prepared) if is_loss else {}
-        return Memory(peak, prepared.gradient_bytes() / 2**20, 1e3 * first, fingerprint)
+        return Memory(found.extra_mib, prepared.gradient_bytes() / 2**20, found.first_ms, fingerprint)
+
+    def clear(self) -> None:
+        """Drop the gradients of the last step."""
+        if self._prepared is not None:
+            self._prepared.clear()
 
     def repetitions(self, count: int) -> list[tuple[float, float]]:
         """Milliseconds of forward (with its graph, as in training) and of backward, `count` times.
 
         Gradients are dropped before the clock starts, and the collector of Python objects is held off meanwhile.
         """
-        assert self._prepared is not None
         times = []
-        gc.collect()
-        gc.disable()
-        for _ in range(count):
-            self._prepared.clear()
-            begin = time.perf_counter()
-            loss = self._prepared.loss()
-            middle = time.perf_counter()
-            loss.backward()
-            end = time.perf_counter()
-            times.append((1e3 * (middle - begin), 1e3 * (end - middle)))
-            del loss
-        gc.enable()
+        with self._ready() as (forward, backward, clear):
+            for _ in range(count):
+                clear()
+                first, second = self._device.laps(forward, backward)
+                times.append((first, second))
         return times
 
+    def host(self, count: int) -> list[float]:
+        """Milliseconds for which forward and backward keep the host busy, `count` times, the device idle at first."""
+        times = []
+        with self._ready() as (forward, backward, clear):
+            for _ in range(count):
+                clear()
+                times.append(self._device.host_ms(lambda: (forward(), backward())))
+        return times
 
-def _serve(pipe: Connection, name: str, one: BenchmarkCase, threads: int) -> None:
-    """Answer commands (method, arguments) with (True, result) or (False, traceback) until the pipe closes."""
-    torch.set_num_threads(threads)
-    session: _Session | None = None
-    while True:
+    def launches(self) -> dict[str, int]:
+        """How often a step launches each kernel, by name, as torch's profiler sees it; copies and fills count."""
+        kind = torch.autograd.DeviceType.CUDA if self._device.where.type == "cuda" else torch.autograd.DeviceType.CPU
+        with self._ready() as (forward, backward, clear):
+            clear()
+            with torch.profiler.profile() as profiler:
+                self._device.host_ms(lambda: (forward(), backward()))  # which waits for the device at the end
+        found = [event.name for event in profiler.events() if event.device_type == kind]
+        return {name: found.count(name) for name in dict.fromkeys(found)}
+
+    @contextlib.contextmanager
+    def _ready(self) -> Iterator[tuple[Callable[[], object], Callable[[], object], Callable[[], object]]]:
+        """Forward, backward and what drops the gradients, without collections of Python objects."""
+        assert self._prepared is not None
+        prepared, losses = self._prepared, []
+
+        def backward() -> None:
+            losses.pop().backward()
+
+        gc.collect()
+        gc.disable()
         try:
-            command, arguments = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            session = session or _Session(name, one)
-            answer = (True, getattr(session, command)(*arguments))
-        except KeyboardInterrupt:
-            return
-        except BaseException:
-            answer = (False, traceback.format_exc())
-        pipe.send(answer)
-
-
-@contextlib.contextmanager
-def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for processes started meanwhile; those of this process are put back afterwards."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+            yield lambda: losses.append(prepared.loss()), backward, prepared.clear
+        finally:
+            gc.enable()
 
 
 class Worker:
@@ -162,47 +152,22 @@ class Worker:
     def __init__(
         self, name: str, one: BenchmarkCase, threads: int, environment: Mapping[str, str] | None = None
     ) -> None:
-        self.name = name
-        # spawn: a forked copy of a process whose thread pools have run may hang, and would share its memory.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, name, one, threads))
-        with _variables(environment or {}):
-            self._process.start()
-        theirs.close()
+        self._process = Process(name, Session, (name, one, threads), environment=environment)
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pipe.close()
-        self._process.join(10)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._process.close()
 
     def errors(self) -> dict[str, float]:
         """See `gate.errors`."""
-        return self._ask("errors")
+        return self._process.ask("errors")
 
     def memory(self) -> Memory:
         """One full-size step; call it once, before any time is taken."""
-        return self._ask("memory")
+        return self._process.ask("memory")
 
     def repetitions(self, count: int = 1) -> list[tuple[float, float]]:
         """Milliseconds of forward and backward of `count` steps."""
-        return self._ask("repetitions", count)
-
-    def _ask(self, command: str, *arguments: object) -> Any:
-        try:
-            self._pipe.send((command, arguments))
-            fine, answer = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            self._process.join(10)
-            raise WorkerError(
-                f"{self.name}: its process ended during {command!r} with exit code {self._process.exitcode} "
-                "(negative: killed by that signal, -9 usually for want of memory)"
-            ) from error
-        if not fine:
-            raise WorkerError(f"{self.name}: failed during {command!r}:\n{answer}")
-        return answer
+        return self._process.ask("repetitions", count)

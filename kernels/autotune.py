@@ -9,15 +9,14 @@ import torch
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from .config import Config
+from .tables import is_capturing
 
 _chosen: dict[Hashable, Config] = {}
 
 
-def wanted() -> bool:
-    """Whether LOMIX_FAST_AUTOTUNE=1 is set, and the host may wait: not while a CUDA graph is captured."""
-    if os.environ.get("LOMIX_FAST_AUTOTUNE") != "1":
-        return False
-    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+def wanted(device: torch.device) -> bool:
+    """Whether LOMIX_FAST_AUTOTUNE=1 is set, and the host may wait: not while this device captures a CUDA graph."""
+    return os.environ.get("LOMIX_FAST_AUTOTUNE") == "1" and not is_capturing(device)
 
 
 def _milliseconds(work: Callable[[], object], device: torch.device) -> float:

@@ -68,6 +68,30 @@ def interpreted() -> bool:
     return not isinstance(tl.zeros_like, triton.JITFunction)
 
 
+@triton.jit
+def _count_kernel():
+    for _ in range(tl.program_id(0) + 1):
+        pass
+
+
+@lru_cache(maxsize=1)
+def interpreter_fault() -> str | None:
+    """Why Triton's interpreter cannot run these kernels here, or None; tried with a loop over a number of its own.
+
+    Its releases up to 3.6 at least make numbers of arrays of one element, which numpy refuses from 2.4 on.
+    """
+    try:
+        _count_kernel[(1,)]()
+    except Exception as error:  # its own class, which releases name differently
+        import numpy
+
+        return (
+            f"the interpreter of triton {triton.__version__} fails with numpy {numpy.__version__} ({error}); run: pip "
+            "install 'numpy<2.4', or upgrade triton"
+        )
+    return None
+
+
 @lru_cache(maxsize=16)
 def target_of(device: torch.device) -> Target:
     """Describe a device; in the interpreter two programs at a time, so that buffers are shared out as on a GPU."""

@@ -53,21 +53,22 @@ def stage_labels(
     return tl.sum((inside & ~valid).to(tl.int32), axis=0)
 
 
-@triton.jit(do_not_specialize=["C", "pixels"])
+@triton.jit(do_not_specialize=["C", "pixels", "blocks"])
 def bad_labels_kernel(
     p_target,
     p_geometry,  # int64 [1 + L, FIELDS]
     p_bad,  # int32 [B], zeros at first; 1 where a label is no class
     C,
     pixels,  # of a sample
+    blocks,  # of BLOCK pixels each, of a sample
     GENERAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Find the samples with a label that is no class, nor ignored. Grid: (blocks of pixels, B)."""
-    b = wide(tl.program_id(1))
+    """Find the samples with a label that is no class, nor ignored. Grid: (B * blocks)."""
+    b = wide(tl.program_id(0) // blocks)
     full_y = size_of(p_geometry, FULL + 1)
     full_x = size_of(p_geometry, FULL + 2)
-    px = wide(tl.program_id(0)) * BLOCK + tl.arange(0, BLOCK)
+    px = wide(tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = px < pixels
     raw, _, valid = load_labels(
         p_target, p_geometry, b, px // full_x // full_y, px // full_x % full_y, px % full_x, inside, C

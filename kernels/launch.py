@@ -76,7 +76,7 @@ def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
 
 def _configured(name: str, problem: Problem, usual: Config, run: Callable[[Config], _Result]) -> _Result:
     """Run one pass under its usual configuration, or under the quickest where autotuning is asked for."""
-    if autotune.wanted() and problem.on.kind != "interpreter":
+    if autotune.wanted(problem.device) and problem.on.kind != "interpreter":
         usual = autotune.best((name, problem.key), candidates(usual), run, problem.device)
     return run(usual)
 
@@ -112,8 +112,8 @@ def _statistics(problem: Problem, config: Config) -> tuple[Tensor, Tensor]:
     logits, target, encoded = problem.logits, problem.target, problem.plan.encoded
     batch, classes, num_maps = problem.batch, problem.classes, problem.plan.num_maps
     width = 1 + 2 * classes
-    lists = tables.forward_tables(encoded, config.warps, problem.device)
     shape = problem.geometry(config.tile, logits)
+    lists = tables.forward_tables(encoded, config.warps, shape, problem.device)
     constants = problem.constants(config, MOST_FORWARD, shape.wide)
     pixels = config.size
     rows = len(logits) * classes + problem.target_rows + config.warps * MAX_SCALES
@@ -130,7 +130,7 @@ def _statistics(problem: Problem, config: Config) -> tuple[Tensor, Tensor]:
             problem.weight,
             problem.factors,
             *problem.parameters,
-            shape.table,
+            lists.geometry,
             lists.groups,
             lists.maps,
             partial,
@@ -181,16 +181,19 @@ def backward(
     return _configured("backward", problem, usual, lambda config: _gradients(problem, config, grad_stats, parameters))
 
 
-def _find_bad_labels(problem: Problem, shape: tables.Geometry) -> Tensor:
-    """int32 [B]: 1 for samples with a label that is no class, nor ignored."""
+def _find_bad_labels(problem: Problem, geometry: Tensor) -> Tensor:
+    """int32 [B]: 1 for samples with a label that is no class, nor ignored. geometry: int64 [1 + L, FIELDS]."""
     bad = problem.target.new_zeros(problem.batch, dtype=torch.int32)
     size = problem.target[0].numel()
-    bad_labels_kernel[(-(-size // _LABELS), problem.batch)](
+    blocks = -(-size // _LABELS)
+    # One axis: a grid takes 2^31 - 1 programs along its first, 65,535 along the others.
+    bad_labels_kernel[(problem.batch * blocks,)](
         problem.target,
-        shape.table,
+        geometry,
         bad,
         problem.classes,
         size,
+        blocks,
         GENERAL=problem.flags["GENERAL"],
         BLOCK=_LABELS,
         **options(problem.on, 4),
@@ -207,8 +210,8 @@ def _gradients(
     grads = empty_gradients(problem)
     pairs = next((p.shape[0] for p in (parameters[0], parameters[2]) if p is not None), 0)
     side = classes + 1
-    table = tables.backward_table(encoded, problem.device)
     shape = problem.geometry(config.tile, grads)
+    lists = tables.backward_tables(encoded, shape, problem.device)
     constants = problem.constants(config, MOST_BACKWARD, shape.wide)
     pixels = config.size
     operators = len(OPERATORS) if problem.flags["EXTRA"] else USUAL.value
@@ -222,7 +225,7 @@ def _gradients(
     with _current(problem.device):
         pull = grad_stats.to(problem.accumulator)
         if not problem.flags["DENSE"]:
-            pull = pull.masked_fill(_find_bad_labels(problem, shape).view(-1, 1, 1) > 0, float("nan"))
+            pull = pull.masked_fill(_find_bad_labels(problem, lists.geometry).view(-1, 1, 1) > 0, float("nan"))
         gradients_kernel[(shares.programs,)](
             pull.contiguous(),
             _pointers(logits),
@@ -231,8 +234,8 @@ def _gradients(
             problem.weight,
             problem.factors,
             *problem.parameters,
-            shape.table,
-            table,
+            lists.geometry,
+            lists.sets,
             partial,
             products,
             scratch,
@@ -244,7 +247,7 @@ def _gradients(
             shares.chunks,
             shares.chunk_tiles,
             shape.tiles,
-            len(table),
+            len(lists.sets),
             rows,
             **constants,
             LEARNED=pairs > 0,
@@ -254,7 +257,7 @@ def _gradients(
             gather_kernel[(-(-shape.most // _GATHER), len(logits))](
                 partial,
                 _pointers(grads),
-                shape.table,
+                lists.geometry,
                 classes,
                 batch,
                 shape.tiles,
@@ -269,7 +272,7 @@ def _gradients(
     sums = products.sum(0)  # [K, C + 1, C + 1]
     bias = torch.zeros_like(parameters[1], dtype=sums.dtype) if parameters[1] is not None else sums
     if parameters[1] is not None:
-        subsets, first = tables.cat_pairs(encoded, problem.device)
+        subsets, first = lists.cat
         bias[subsets] = sums[first, :classes, classes]
     parts = (
         sums[:, :classes, :classes],

@@ -87,7 +87,6 @@ class Problem:
             self.used,
             self.batch,
             self.classes,
-            self.device,
         )
 
     def constants(self, config: Config, most: int, wide: bool) -> dict[str, object]:

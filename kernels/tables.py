@@ -1,15 +1,14 @@
 """What kernels read from memory instead of taking hundreds of arguments: maps of a plan, sizes and strides.
 
-All tables are kept for the next call, so a training step copies none to the device; a new one goes through pinned
-memory, which makes the host wait for nothing.
+Only host tables are kept for the next call. Each pass copies all that it reads, at once, into fresh memory of the
+device on the current stream: right on any stream and in any memory pool, and the host waits for nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, wraps
-from typing import Any
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -49,44 +48,67 @@ def _row(one: Map, numbers: Sequence[int]) -> list[int]:
     return row + [0] * (TABLE_ROW - len(row))
 
 
-def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep what `make` returns for the next call with the same arguments on the same stream of the device.
-
-    The last argument is the device. Another stream gets a table of its own: nothing orders it after the copy that
-    filled this one.
-    """
-    cached = lru_cache(maxsize=1024)(lambda stream, *arguments: make(*arguments))
-
-    @wraps(make)
-    def kept(*arguments: Any) -> Any:
-        device = arguments[-1]
-        return cached(torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0, *arguments)
-
-    return kept
-
-
-def _on(device: torch.device, rows: Sequence[Sequence[int]], dtype: torch.dtype) -> Tensor:
-    table = torch.tensor(rows, dtype=dtype)
-    if device.type == "cpu":
-        return table
-    if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "a CUDA graph is being captured with sizes, strides or maps that this stream has not seen; run a step with "
-            "them before capturing"
-        )
-    return table.pin_memory().to(device, non_blocking=True)
+def is_capturing(device: torch.device) -> bool:
+    """Whether the current stream of this device, which need not be the current device, is capturing a CUDA graph."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 @dataclass(frozen=True)
-class ForwardTables:
-    """groups int32 [groups, 2]: operator, largest size; maps int32 [groups * rows, TABLE_ROW]."""
+class Host:
+    """Tables of one pass in host memory, one after the other.
 
-    groups: Tensor
-    maps: Tensor
+    Attributes:
+        words: int64, all tables; each begins at a multiple of 16 bytes, which kernels are compiled for.
+        parts: of each table the type, rows, columns, and the word where it begins.
+    """
+
+    words: Tensor
+    parts: tuple[tuple[torch.dtype, int, int, int], ...]
+
+    def split(self, words: Tensor) -> tuple[Tensor, ...]:
+        """The tables [rows, columns] in a copy of `words`; views."""
+        return tuple(
+            words[start:].view(dtype)[: rows * columns].view(rows, columns)
+            for dtype, rows, columns, start in self.parts
+        )
 
 
-@_kept
-def forward_tables(encoded: tuple[int, ...], rows: int, device: torch.device) -> ForwardTables:
+def _pack(tables: Sequence[tuple[torch.dtype, Sequence[Sequence[int]]]], is_pinned: bool) -> Host:
+    """Put tables together, in page-locked memory if asked for."""
+    pieces, parts, start = [], [], 0
+    for dtype, rows in tables:
+        numbers = [number for row in rows for number in row]
+        each = 16 // dtype.itemsize
+        padded = numbers + [0] * (-len(numbers) % each)
+        pieces.append(torch.tensor(padded, dtype=dtype, device="cpu").view(torch.int64))
+        parts.append((dtype, len(rows), len(rows[0]) if rows else 0, start))
+        start += pieces[-1].numel()
+    words = torch.cat(pieces)
+    return Host(words.pin_memory() if is_pinned else words, tuple(parts))
+
+
+def _copied(host: Host, device: torch.device, is_captured: bool) -> tuple[Tensor, ...]:
+    """The tables on the device, in memory of this call's own (on a CPU, where nothing writes to them, as they are).
+
+    A captured copy would read the host's memory again at every replay, which would have to stay as it is for as long
+    as the process lives. So while a graph is captured, numbers go as arguments of kernels, which the graph keeps
+    itself; one kernel writes about a hundred. No page-locked memory is needed then, which torch before 2.11 cannot
+    allocate during a capture.
+    """
+    if device.type == "cpu":
+        return host.split(host.words)
+    if not is_captured:
+        return host.split(torch.empty_like(host.words, device=device).copy_(host.words, non_blocking=True))
+    words = torch.zeros_like(host.words, device=device)
+    filled = [(word, number) for word, number in zip(words.unbind(), host.words.tolist(), strict=True) if number]
+    torch._foreach_add_([word for word, _ in filled], [number for _, number in filled])
+    return host.split(words)
+
+
+def _forward_rows(encoded: tuple[int, ...], rows: int) -> tuple[list[list[int]], list[list[int]]]:
     """The maps in groups of `rows` of the same operator; a group that is not full ends with maps of size 0."""
     maps = decode(encoded)
     groups, table = [], []
@@ -98,27 +120,16 @@ def forward_tables(encoded: tuple[int, ...], rows: int, device: torch.device) ->
             groups.append([operator, max(len(maps[n].members) for n in group)])
             table += [_row(maps[n], [n]) for n in group]
             table += [_row(Map(operator, (), 0, 0), [-1])] * (rows - len(group))
-    return ForwardTables(_on(device, groups, torch.int32), _on(device, table, torch.int32))
+    return groups, table
 
 
-@_kept
-def backward_table(encoded: tuple[int, ...], device: torch.device) -> Tensor:
-    """int32 [subsets, TABLE_ROW]: each set of members that makes a map, and the numbers of its maps or -1."""
+def _backward_rows(encoded: tuple[int, ...]) -> list[list[int]]:
     maps = decode(encoded)
     found: dict[tuple[int, ...], list[int]] = {}
     for n, one in enumerate(maps):
         found.setdefault(one.members, [-1] * len(OPERATORS))[one.operator] = n
     first = {one.members: one for one in reversed(maps)}
-    return _on(device, [_row(first[members], numbers) for members, numbers in found.items()], torch.int32)
-
-
-@_kept
-def cat_pairs(encoded: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Subsets of which a `cat` map is made, and the first pair of each; int64."""
-    cat = [one for one in decode(encoded) if OPERATORS[one.operator] == "cat"]
-    rows = [[one.subset for one in cat], [one.first_pair for one in cat]]
-    subsets, pairs = _on(device, rows, torch.int64)
-    return subsets, pairs
+    return [_row(first[members], numbers) for members, numbers in found.items()]
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,7 @@ class Geometry:
     """Sizes of one problem under one shape of tile.
 
     Attributes:
-        table: int64 [1 + L, FIELDS] on the device, see pixels.py.
+        rows: [1 + L][FIELDS], see pixels.py.
         tiles: tiles of a sample.
         partial: numbers that the gradients of all tiles take at native resolution.
         room: numbers a class that a tile needs between the axes of the adjoint.
@@ -134,7 +145,7 @@ class Geometry:
         wide: whether sizes are so large that positions need int64.
     """
 
-    table: Tensor
+    rows: tuple[tuple[int, ...], ...]
     tiles: int
     partial: int
     room: int
@@ -159,7 +170,7 @@ def _near(full: int, native: int, tile: int) -> int:
     return min(-(-full // tile), 2 * full // (native * tile) + 3)
 
 
-@_kept
+@lru_cache(maxsize=1024)
 def geometry(
     full: Size,
     native: tuple[Size, ...],
@@ -170,7 +181,6 @@ def geometry(
     used: tuple[bool, ...],
     batch: int,
     classes: int,
-    device: torch.device,
 ) -> Geometry:
     """Describe a problem to the kernels.
 
@@ -181,7 +191,6 @@ def geometry(
         target: what the kernels need to know of the target, TARGET_FIELDS of pixels.py.
         used: whether each scale enters a map.
         batch, classes: B, C.
-        device: where the table goes.
     """
     counts = [-(-n // t) for n, t in zip(full, tile, strict=True)]
     tiles = counts[0] * counts[1] * counts[2]
@@ -197,7 +206,67 @@ def geometry(
             room = max(room, tile[0] * reach[2] * (tile[1] + reach[1]))
             most = max(most, batch * classes * size[0] * size[1] * size[2])
     assert len(rows[0]) == len(IMAGE_FIELDS) and len(rows[1]) == len(SCALE_FIELDS)
-    filled = [row + [0] * (FIELDS - len(row)) for row in rows]
+    filled = tuple((*row, *[0] * (FIELDS - len(row))) for row in rows)
     # (2 out + 1) native - full and (2 n + 1) full must stay in int32.
     wide = any((2 * f + 1) * (n + 1) + 2 * n * f >= 2**31 for size in native for f, n in zip(full, size, strict=True))
-    return Geometry(_on(device, filled, torch.int64), tiles, partial, room, most, wide)
+    return Geometry(filled, tiles, partial, room, most, wide)
+
+
+@dataclass(frozen=True)
+class ForwardTables:
+    """What the statistics read.
+
+    Attributes:
+        geometry: int64 [1 + L, FIELDS].
+        groups: int32 [groups, 2]: operator, largest size.
+        maps: int32 [groups * rows, TABLE_ROW].
+    """
+
+    geometry: Tensor
+    groups: Tensor
+    maps: Tensor
+
+
+@dataclass(frozen=True)
+class BackwardTables:
+    """What the gradients read.
+
+    Attributes:
+        geometry: int64 [1 + L, FIELDS].
+        sets: int32 [subsets, TABLE_ROW]: each set of members that makes a map, and the numbers of its maps or -1.
+        cat: int64 [2, maps]: subsets of which a `cat` map is made, and the first pair of each.
+    """
+
+    geometry: Tensor
+    sets: Tensor
+    cat: Tensor
+
+
+@lru_cache(maxsize=1024)
+def _forward_host(encoded: tuple[int, ...], rows: int, shape: Geometry, is_pinned: bool) -> Host:
+    groups, maps = _forward_rows(encoded, rows)
+    return _pack([(torch.int64, shape.rows), (torch.int32, groups), (torch.int32, maps)], is_pinned)
+
+
+@lru_cache(maxsize=1024)
+def _backward_host(encoded: tuple[int, ...], shape: Geometry, is_pinned: bool) -> Host:
+    cat = [one for one in decode(encoded) if OPERATORS[one.operator] == "cat"]
+    pairs = [[one.subset for one in cat], [one.first_pair for one in cat]]
+    return _pack([(torch.int64, shape.rows), (torch.int32, _backward_rows(encoded)), (torch.int64, pairs)], is_pinned)
+
+
+def forward_tables(encoded: tuple[int, ...], rows: int, shape: Geometry, device: torch.device) -> ForwardTables:
+    """What the statistics read, on the device: `encoded` of a MixPlan, `rows` maps of one operator a group."""
+    is_captured = is_capturing(device)
+    # Nothing is kept of a capture: page-locked memory that made room for it would be freed in its midst.
+    make = _forward_host.__wrapped__ if is_captured else _forward_host
+    host = make(encoded, rows, shape, device.type == "cuda" and not is_captured)
+    return ForwardTables(*_copied(host, device, is_captured))
+
+
+def backward_tables(encoded: tuple[int, ...], shape: Geometry, device: torch.device) -> BackwardTables:
+    """What the gradients read, on the device: `encoded` of a MixPlan."""
+    is_captured = is_capturing(device)
+    make = _backward_host.__wrapped__ if is_captured else _backward_host
+    host = make(encoded, shape, device.type == "cuda" and not is_captured)
+    return BackwardTables(*_copied(host, device, is_captured))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -23,6 +24,22 @@ def read() -> dict[str, str]:
         return dict(json.loads(_RECORD.read_text()))
     except FileNotFoundError:
         return {}
+
+
+def not_installed() -> str | None:
+    """Return why parts of the package are missing where it is imported from sources that were not installed, or None.
+
+    Python prefers the directory that it runs in, so that happens in the root of the repository, even where the package
+    is installed elsewhere. An installation, editable or not, brings `lomix_fast.kernels`, which the sources keep beside
+    the package.
+    """
+    package = Path(__file__).parent
+    if importlib.util.find_spec("lomix_fast.kernels") is not None or not (package.parent / "setup.py").is_file():
+        return None
+    return (
+        f"lomix_fast is imported from {package.parent}, a source tree that is not installed, and without what an "
+        "installation adds; run pip install --no-build-isolation -e . there, or start Python in another directory"
+    )
 
 
 def obstacle() -> str | None:

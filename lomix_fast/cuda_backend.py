@@ -35,10 +35,9 @@ def why_not(device: torch.device) -> str | None:
             f"the extension lomix_fast._C was built without CUDA kernels: {reason}; "
             f"to build them, {_build_info.reinstall('cuda')}"
         )
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device here; `python -m lomix_fast doctor` shows what it was built for"
-    if device.index is not None and device.index >= torch.cuda.device_count():
-        return f"torch sees {torch.cuda.device_count()} CUDA devices, none of them {device}"
+    missing = extension.no_device(device)
+    if missing is not None:
+        return missing
     capability = torch.cuda.get_device_capability(device)
     if not any(_runs(one, capability) for one in built):
         its = "{}.{}".format(*capability)

@@ -185,9 +185,11 @@ class SharedByRanks(nn.Module):
         if group is not None:
             for parameter in self.parameters():
                 dist.broadcast(parameter.detach(), group=group, group_src=0)
-            choice = [self._pruning_state()]
-            dist.broadcast_object_list(choice, group=group, group_src=0)
-            self._resume_pruning(choice[0])
+            # NCCL takes an object through the current device unless told: every rank through GPU 0, if none is set.
+            for device in {p.device for p in self.parameters()}:  # one, or none where nothing can be pruned either
+                choice = [self._pruning_state()]
+                dist.broadcast_object_list(choice, group=group, group_src=0, device=device)
+                self._resume_pruning(choice[0])
             self._is_same = True
 
     def sync_gradients(self) -> None:

@@ -214,5 +214,31 @@ def _adjoint(grad: Tensor, like: Tensor, full: torch.Size) -> Tensor:
     grad = grad.view(*grad.shape[:2], *full)
     if like.shape == grad.shape:
         return grad
+    if torch.are_deterministic_algorithms_enabled():
+        return _repeatable_adjoint(grad, like.shape[2:])
     axes = len(full)
     return _ADJOINT[axes](grad, list(full), list(like.shape), False, *[None] * axes)
+
+
+def _repeatable_adjoint(grad: Tensor, native: Sequence[int]) -> Tensor:
+    """The same [B, C, *full] -> [B, C, *native] axis by axis, in the same order every time: torch's own is not on CUDA.
+
+    By index_add_, which torch promises to make repeatable, rather than by matrix products: no matrix as large as an
+    axis squared, none of the digits that tf32 leaves out, and no CUBLAS_WORKSPACE_CONFIG to be set.
+    """
+    # The axis that shrinks most comes first, so that the others have less to do.
+    for axis in sorted(range(len(native)), key=lambda i: native[i] / grad.shape[2 + i]):
+        dim, size = 2 + axis, native[axis]
+        full = grad.shape[dim]
+        if size == full:
+            continue
+        # As torch interpolates with align_corners=False, in the same dtype.
+        source = torch.arange(full, dtype=grad.dtype, device=grad.device).add_(0.5).mul_(size / full).sub_(0.5)
+        source.clamp_(min=0)
+        low = source.to(torch.int64).clamp_(max=size - 1)
+        upper = (source - low).clamp_(0, 1).view(-1, *[1] * (grad.dim() - 1 - dim))  # weight of the upper neighbour
+        out = grad.new_zeros(*grad.shape[:dim], size, *grad.shape[dim + 1 :])
+        out.index_add_(dim, low, grad * (1 - upper))
+        out.index_add_(dim, (low + 1).clamp_(max=size - 1), grad * upper)
+        grad = out
+    return grad

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import _build_info
@@ -26,7 +27,7 @@ def load_error() -> str | None:
     try:
         importlib.import_module("lomix_fast._C")
     except ImportError as error:
-        return (
+        return _build_info.not_installed() or (
             f"the extension lomix_fast._C could not be imported ({error}); install a C++ compiler and reinstall with "
             "LOMIX_FAST_BUILD=cpu pip install --no-build-isolation ."
         )
@@ -41,6 +42,16 @@ def cuda_architectures() -> tuple[str, ...]:
     """
     module = importlib.import_module("lomix_fast._C")
     return tuple(getattr(module, "cuda_architectures", tuple)())  # one built before there was a CUDA part lacks it
+
+
+def no_device(device: torch.device, kind: str = "CUDA") -> str | None:
+    """Why torch has no such device of type "cuda", or None; `kind` is how to call those devices."""
+    if not torch.cuda.is_available():
+        return f"torch sees no {kind} device here; `python -m lomix_fast doctor` shows what it was built for"
+    count = torch.cuda.device_count()
+    if device.index is not None and not 0 <= device.index < count:
+        return f"torch sees {count} {kind} devices, none of them {device}"
+    return None
 
 
 def call_forward(

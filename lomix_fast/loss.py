@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -372,12 +371,12 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         return maps if self.order == "coarse_to_fine" else maps[::-1]
 
     def _check_device(self, device: torch.device) -> None:
-        own = next(chain(self.parameters(), self.buffers()), None)
-        if own is not None and own.device != device:
-            raise ValueError(
-                f"logits: got device {device}, expected {own.device} where this criterion lives; move it with "
-                f"criterion.to({str(device)!r})"
-            )
+        for own in (*self.parameters(), *self.buffers()):  # a loop, as torch.compile of 2.8 cannot trace next()
+            if own.device != device:
+                raise ValueError(
+                    f"logits: got device {device}, expected {own.device} where this criterion lives; move it with "
+                    f"criterion.to({str(device)!r})"
+                )
 
     def _check_classes(self, logits: Tensor) -> None:
         if logits.dim() < 2 or logits.shape[1] != self.num_classes:

@@ -177,21 +177,24 @@ _LEADING = 7
 class MapStatsFunction(torch.autograd.Function):
     """The one gradient path: ops forward and backward, the inputs saved and nothing else.
 
-    `MapStatsFunction.apply(plan, rule, impl, target, weight_map, ce_weight, W, b, u, v, *logits)` returns (stats,
-    target_stats) as `map_stats` does, without any check of its arguments; `rule` is the key of a TargetRule.
+    `MapStatsFunction.apply(plan, used, rule, impl, target, weight_map, ce_weight, W, b, u, v, *logits)` returns (stats,
+    target_stats) as `map_stats` does, without any check of its arguments; `plan` is the key of a MixPlan and `used` its
+    `used_scales` (torch.compile of torch 2.8 cannot take the plan itself), `rule` the key of a TargetRule.
     Differentiable once; a second derivative raises RuntimeError.
     """
 
     # The tensors come as one starred argument: with each named, dynamo (torch 2.13) mistakes the plan for ctx in
     # graphs without gradient when the number of arguments equals that of the parameters, as it does at L = 2.
     @staticmethod
-    def forward(ctx: Any, plan: MixPlan, rule: str, impl: str, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, plan: str, used: tuple[int, ...], rule: str, impl: str, *tensors: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Statistics of all maps from (target, weight_map, ce_weight, W, b, u, v, *logits); shapes as `map_stats`."""
         ctx.save_for_backward(*tensors)
-        ctx.plan, ctx.rule, ctx.impl = plan, rule, impl
+        ctx.plan, ctx.used, ctx.rule, ctx.impl = plan, used, rule, impl
         target, *others = tensors[:_LEADING]
         stats, target_stats = torch.ops.lomix_fast.map_stats_forward(
-            list(tensors[_LEADING:]), target, *others, plan.key, rule, impl
+            list(tensors[_LEADING:]), target, *others, plan, rule, impl
         )
         ctx.mark_non_differentiable(target_stats)
         return stats, target_stats
@@ -204,12 +207,12 @@ class MapStatsFunction(torch.autograd.Function):
         target, *others = saved[:_LEADING]
         logits = list(saved[_LEADING:])
         gradients = torch.ops.lomix_fast.map_stats_backward(
-            grad_stats, logits, target, *others, ctx.plan.key, ctx.rule, ctx.impl
+            grad_stats, logits, target, *others, ctx.plan, ctx.rule, ctx.impl
         )
-        scales = [gradients[i] if i in ctx.plan.used_scales else None for i in range(len(logits))]
+        scales = [gradients[i] if i in ctx.used else None for i in range(len(logits))]
         parameters = others[-4:]
         needed = [None if p is None else g for p, g in zip(parameters, gradients[len(logits) :], strict=True)]
-        return None, None, None, None, None, None, *needed, *scales
+        return None, None, None, None, None, None, None, *needed, *scales
 
 
 def map_stats(
@@ -287,4 +290,6 @@ def map_stats(
     parameters = check_parameters(given, plan, maps[0])
     _refuse_transforms(*parameters, *maps)
     backend = choose(impl, maps[0].device)
-    return MapStatsFunction.apply(plan, rule.key, backend, labels, weights, class_weights, *parameters, *maps)
+    return MapStatsFunction.apply(
+        plan.key, plan.used_scales, rule.key, backend, labels, weights, class_weights, *parameters, *maps
+    )

@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from . import _build_info, extension
 from .plan import MixPlan
 from .target import Target, check_values, poison_samples, sums_of_kernel
 
@@ -35,6 +36,9 @@ def load_error() -> str | None:
         found = tuple(int(n) for n in re.findall(r"\d+", triton.__version__)[:2])
         if found < OLDEST:
             return f"triton {triton.__version__} is too old, expected {OLDEST[0]}.{OLDEST[1]} or newer; upgrade torch"
+        not_installed = _build_info.not_installed()
+        if not_installed is not None:
+            return not_installed
         from .kernels import launch  # noqa: F401
     except Exception as error:  # a broken installation can fail in any way, and others must go on working
         return f"the triton kernels could not be imported ({type(error).__name__}: {error}); reinstall triton"
@@ -53,12 +57,18 @@ def why_not(device: torch.device) -> str | None:
     error = load_error()
     if error is not None:
         return error
-    from .kernels.config import interpreted
+    from .kernels.config import interpreted, interpreter_fault
 
-    if device.type == "cpu" and not interpreted():
+    if device.type == "cuda":
+        missing = extension.no_device(device, "CUDA or ROCm")
+        if missing is not None:
+            return missing
+    if interpreted():
+        fault = interpreter_fault()
+        if fault is not None:
+            return fault
+    elif device.type == "cpu":
         return "TRITON_INTERPRET=1 was set after triton was imported; set it before"
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return "torch sees no CUDA or ROCm device here; `python -m lomix_fast doctor` shows what it was built for"
     if device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) < (7, 0):
         return f"triton needs compute capability 7.0 or newer, {torch.cuda.get_device_name(device)} is older"
     return None

@@ -1,4 +1,4 @@
-"""What `make check-cuda` tries of an installed lomix_fast that was built with its CUDA kernels; needs no GPU."""
+"""What `make check-cuda` and `make versions` try of a lomix_fast that was built with its CUDA kernels; needs no GPU."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 import lomix_fast
 from lomix_fast import MixPlan, _build_info, available_backends, extension, map_stats
 from lomix_fast.doctor.checking import check_backend
-from lomix_fast.doctor.devices import Cpu, Device, Gpu, present
+from lomix_fast.doctor.devices import present
 from lomix_fast.doctor.selection import choose_cases
 from lomix_fast.testing.cases import CASES, Case
+from lomix_fast.testing.devices import Cpu, Device, Gpu
 
 OPS = ("map_stats_forward", "map_stats_backward")
 PLAN = MixPlan.create(2, ("add",))
@@ -51,10 +52,9 @@ def raw(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def is_the_one_built() -> None:
-    """The package comes from the environment, its module was built for this torch, with what was asked for."""
-    expect(
-        Path(lomix_fast.__file__).is_relative_to(sys.prefix), f"imported {lomix_fast.__file__}, not the installed one"
-    )
+    """The package comes from where it should, its module was built for this torch, with what was asked for."""
+    prefix = os.environ.get("CHECK_CUDA_PREFIX", sys.prefix)
+    expect(Path(lomix_fast.__file__).is_relative_to(prefix), f"imported {lomix_fast.__file__}, not the one in {prefix}")
     expect(torch.version.cuda is not None, f"torch {torch.__version__} is no CUDA build")
     error = extension.load_error()
     expect(error is None, f"the extension does not load: {error}")

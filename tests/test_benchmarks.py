@@ -23,7 +23,8 @@ from benchmarks.problem import make_problem
 from benchmarks.results import COLUMNS
 from benchmarks.sweeps import STANDARD, SUBJECTS
 from benchmarks.table import table
-from benchmarks.worker import Worker, WorkerError
+from benchmarks.worker import Worker
+from lomix_fast.testing.process import Ended
 
 SYNAPSE, PATCH = CASES["synapse2d"].case, CASES["patch3d"].case
 TINY = CASES["tiny3d"]
@@ -222,7 +223,7 @@ def test_everything_is_measured_by_default_and_written_after_each_subject(
         seen[subject.name] = rounds
         if subject.name == "classes":
             assert {r["subject"] for r in csv.DictReader(out.open(newline=""))} == set(seen) - {"classes"}
-            raise WorkerError("fused classes_105: its process ended")
+            raise Ended("fused classes_105: its process ended")
         return sweep_figures(subject.name)
 
     monkeypatch.setattr(command, "measure", found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -9,8 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import check_cuda
+import check_versions
 import pytest
 from build_scripts import CUDA, TOOLCHAIN, VARIABLES, build_cpp, build_cuda
+from check_environment import Check
 
 from lomix_fast import _build_info
 
@@ -202,6 +205,7 @@ def test_default_is_what_nvcc_knows_with_ptx_of_the_newest(known, expected, monk
 def test_torch_grammar(given, expected, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
     assert architectures(tmp_path) == expected
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == given
 
 
 @pytest.mark.parametrize(
@@ -210,9 +214,9 @@ def test_torch_grammar(given, expected, monkeypatch, tmp_path):
         ("7.0;8.0", "the kernels need 7.5 or newer; take 7.0 out of it"),
         ("Pascal", "the kernels need 7.5 or newer; take 6.0 out of it"),
         ("8.0;10.3", "nvcc 13.0 (NVCC) does not know 10.3, expected out of 7.5, 8.0, 9.0"),
-        ("sm_80", "expected numbers such as '8.0;9.0+PTX' or names that torch knows (torch says: Unknown CUDA arch"),
+        ("sm_80", "expected numbers such as '8.0;9.0+PTX', names that torch knows, or native (torch says: Unknown"),
         ("8.0,9.0", "expected numbers such as '8.0;9.0+PTX'"),
-        ("native", "no GPU is looked at"),
+        ("natives", "expected numbers such as '8.0;9.0+PTX'"),
     ],
 )
 def test_what_cannot_be_built_for_is_refused(given, words, monkeypatch, tmp_path):
@@ -228,6 +232,69 @@ def test_names_need_a_torch_that_knows_them(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.cpp_extension", None)
     with pytest.raises(build_cpp.CannotBuild, match="got 'Ampere', expected numbers such as"):
         architectures(tmp_path)
+
+
+def gpus(monkeypatch, *capabilities: tuple[int, int]) -> None:
+    """Make these the GPUs that torch sees; the name of each tells its place."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(capabilities))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capabilities[device])
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"GPU number {device}")
+
+
+@pytest.mark.parametrize(
+    "given, present, expected",
+    [
+        ("native", [(9, 0)], ("9.0",)),
+        ("native", [(9, 0), (8, 0), (9, 0)], ("8.0", "9.0")),
+        ("native", [(12, 0), (8, 9)], ("8.9", "12.0")),
+        ("native;8.0+PTX", [(9, 0)], ("8.0+PTX", "9.0")),
+        ("9.0+PTX native", [(9, 0)], ("9.0+PTX",)),
+        ("Ampere;native", [(9, 0)], ("8.0", "8.6+PTX", "9.0")),
+    ],
+)
+def test_native_is_every_gpu_that_is_visible(given, present, expected, monkeypatch, tmp_path):
+    gpus(monkeypatch, *present)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
+    assert architectures(tmp_path) == expected
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == given
+
+
+def test_native_without_a_gpu_is_refused(monkeypatch, tmp_path):
+    gpus(monkeypatch)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "native;8.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    says = r"^TORCH_CUDA_ARCH_LIST: got 'native;8.0', but torch sees no GPU here; see .*nvidia-smi.* name compute capa"
+    with pytest.raises(build_cpp.CannotBuild, match=says):
+        architectures(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(build_cpp.CannotBuild, match=r"no GPU here \(CUDA_VISIBLE_DEVICES is '7'\); see"):
+        architectures(tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["device_count", "get_device_capability"])
+def test_native_with_a_broken_driver_is_refused(broken, monkeypatch, tmp_path):
+    def fail(*arguments: int) -> None:
+        raise RuntimeError("driver too old\nand more")
+
+    gpus(monkeypatch, (9, 0))
+    monkeypatch.setattr(f"torch.cuda.{broken}", fail)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "native")
+    with pytest.raises(
+        build_cpp.CannotBuild, match=r"'native', but torch cannot ask .* \(RuntimeError: driver too old\);"
+    ):
+        architectures(tmp_path)
+
+
+def test_native_with_a_gpu_that_is_too_old_or_too_new_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "native")
+    gpus(monkeypatch, (9, 0), (7, 0))
+    with pytest.raises(build_cpp.CannotBuild) as caught:
+        architectures(tmp_path)
+    assert "GPU number 1 of this machine has compute capability 7.0, and the kernels need 7.5" in str(caught.value)
+    assert "hide it with CUDA_VISIBLE_DEVICES" in str(caught.value)
+    gpus(monkeypatch, (10, 3))
+    with pytest.raises(build_cpp.CannotBuild, match=r"does not know 10\.3, expected out of 7\.5, 8\.0, 9\.0"):
+        architectures(tmp_path, (75, 80, 90))
 
 
 # ---- sources and flags ----
@@ -292,6 +359,17 @@ def test_ninja_runs_nvcc_once_for_each_number_of_classes(tree):
     assert not [flag for flag in link_flags if "rpath" in flag]
 
 
+def test_what_takes_longest_is_begun_first_and_linked_in_order(tree):
+    edges = ninja(WITH_CUDA, tree)
+    few = [f"csrc/cuda/{stem}.{n}.o" for n in range(16, 0, -1) for stem in ("few", "few_general")]
+    assert list(edges)[: len(few)] == few
+    linked = [out for out in edges["_C.so"][0].split() if out.endswith(".o")]
+    suffixes = [
+        Path(source).stem + (f".{variant}" if variant else "") for source, variant in build_cpp.units(WITH_CUDA)
+    ]
+    assert [Path(out).name.removesuffix(".o").removesuffix(".cu") for out in linked] == suffixes
+
+
 def test_without_cuda_nothing_of_it_is_built(tree):
     edges = ninja(TOOLCHAIN, tree)
     assert not [out for out in edges if "cuda" in out]
@@ -333,13 +411,44 @@ def test_headers_of_the_system_are_not_named_again(monkeypatch):
     assert build_cuda._directories("nvcc") == ((), ("/usr/lib",))
 
 
-def test_the_check_needs_nvcc_unless_told_otherwise(monkeypatch, capsys):
-    monkeypatch.setattr(check_cuda, "make_environment", lambda: pytest.fail("began"))
-    assert check_cuda.main() == 1
+@pytest.mark.parametrize(
+    "check, optional", [(check_cuda, "CHECK_CUDA_OPTIONAL"), (check_versions, "VERSIONS_OPTIONAL")]
+)
+def test_the_checks_need_nvcc_unless_told_otherwise(check, optional, monkeypatch, capsys):
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(check_versions, "python312", lambda: sys.executable)
+    monkeypatch.setattr(Check, "make_environment", lambda check: None)
+    monkeypatch.setattr(Check, "run", lambda check, command, **variables: ran.append(tuple(command[1:])))
+    monkeypatch.delenv(optional, raising=False)
+    assert check.main() == 1 and not ran
     assert "no nvcc was found in CUDA_HOME" in capsys.readouterr().err
-    monkeypatch.setenv("CHECK_CUDA_OPTIONAL", "1")
-    assert check_cuda.main() == 0
+    monkeypatch.setenv(optional, "1")
+    assert check.main() == 0
     assert "no nvcc was found in CUDA_HOME" in capsys.readouterr().err
+    without = [("-c", check_versions._STAGE), ("-m", "benchmarks.gpu_day.compile_triton")]
+    assert ran[:2] == (without if check is check_versions else [])
+
+
+def test_versions_takes_a_python_312_that_runs(monkeypatch, tmp_path, capsys):
+    def python(path: Path, status: int) -> str:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\nexit {status}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    monkeypatch.delenv("PYTHON312", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    on_path = python(tmp_path / "bin" / "python3.12", 127)  # as a shim of pyenv that has none
+    assert check_versions.python312() == sys.executable
+    assert f"no Python 3.12 runs here (PYTHON312, PATH, ~/.pyenv), taking {sys.executable}" in capsys.readouterr().out
+    for version in ("3.12.1", "3.12.3", "3.13.0"):
+        of_pyenv = python(tmp_path / ".pyenv" / "versions" / version / "bin" / "python3.12", 0)
+    assert check_versions.python312() == of_pyenv.replace("3.13.0", "3.12.3")
+    python(Path(on_path), 0)
+    assert check_versions.python312() == on_path
+    monkeypatch.setenv("PYTHON312", python(tmp_path / "mine", 0))
+    assert check_versions.python312() == str(tmp_path / "mine")
+    assert not capsys.readouterr().out
 
 
 def test_the_way_to_build_anew():

@@ -188,6 +188,24 @@ def test_sync_before_initialisation_does_not_count(tmp_path: Path, monkeypatch: 
         dist.destroy_process_group()
 
 
+def test_objects_travel_by_the_device_of_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL would take those of all ranks to GPU 0 otherwise. A stand-in for two ranks, "meta" for their device."""
+    sent: list[torch.device | None] = []
+    monkeypatch.setattr(LoMixLoss, "_group", lambda self: "two ranks")
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, **others: sent.append(tensor.device))
+
+    def send(objects: list[Any], device: torch.device | None = None, **others: Any) -> None:
+        sent.append(device)
+
+    monkeypatch.setattr(dist, "broadcast_object_list", send)
+    criterion = LoMixLoss(3, 2, prune_below=1e-3).to("meta")
+    criterion.sync_parameters()
+    assert sent == [torch.device("meta")] * (len(list(criterion.parameters())) + 1)
+    sent.clear()
+    LoMixLoss(3, 2, supervision="deep_supervision").sync_parameters()
+    assert not sent  # it has nothing that could differ
+
+
 def test_copies_keep_the_group() -> None:
     criterion = LoMixLoss(3, 2, process_group="world")
     assert copy.deepcopy(criterion).process_group == "world"

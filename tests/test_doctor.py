@@ -18,10 +18,16 @@ from torch import Tensor
 from lomix_fast import _build_info
 from lomix_fast.__main__ import main
 from lomix_fast.backends import BACKENDS, Backend
-from lomix_fast.doctor import devices, timing, workloads
+from lomix_fast.doctor import timing, workloads
+from lomix_fast.doctor.checking import CaseOutcome, Checked
+from lomix_fast.doctor.overview import overview
+from lomix_fast.doctor.report import issue
 from lomix_fast.doctor.selection import QUICK, choose_cases
+from lomix_fast.doctor.selftest import Selftest
+from lomix_fast.doctor.timing import Timing
 from lomix_fast.doctor.workloads import OFFICIAL
 from lomix_fast.testing.cases import CASES, Case
+from lomix_fast.testing.devices import Cpu, Gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
@@ -39,7 +45,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workloads that take milliseconds, memory without processes, and one honest backend beside those a test adds."""
     monkeypatch.setattr(workloads, "CPU", TINY)
     monkeypatch.setattr(timing, "FULL", timing.QUICK)
-    monkeypatch.setattr(devices, "peak_in_a_process", lambda subject, workload: 7.5)
+    monkeypatch.setattr(timing, "peak_mib", lambda device, subject, workload: 7.5)
     for name in list(BACKENDS):
         if name != "eager":
             monkeypatch.delitem(BACKENDS, name)
@@ -238,6 +244,35 @@ def test_running_out_of_memory_is_a_result(
     assert "does not fit" in capsys.readouterr().out
 
 
+def test_the_report_is_one_text_for_an_issue(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "off", backend("off", lambda logits: [1.01 * g for g in logits]))
+    path = tmp_path / "new" / "issue.md"
+    status, record = selftest(tmp_path / "doctor.json", "--report", str(path))
+    text = path.read_text()
+    assert status == 1 and "backends on cpu" in text and "off on cpu, only_add: gradient of" in text
+    values = json.loads(text.split("```json\n")[1].split("\n```")[0])
+    assert values["environment"]["torch"] == torch.__version__
+    kept = {row["backend"]: [one["name"] for one in row["cases"]] for row in values["selftest"]["checked"]}
+    assert kept == {"eager": [], "off": ["only_add", "line_channels_last"]}
+    assert values["selftest"]["timings"] == record["selftest"]["timings"]
+    assert main(["doctor", "--device", "cpu", "--report", str(path)]) == 0
+    assert "backends on cpu" in path.read_text() and "worst error" not in path.read_text()
+
+
+def test_the_longest_report_fits_into_an_issue() -> None:
+    failed = [CaseOutcome(one.name, False, 2.0, 600 * "x", "wrong") for one in CASES]
+    devices = [Cpu(), Gpu("cuda:0", torch.device("cuda:0"))]
+    checked = [Checked(device.name, name, failed) for device in devices for name in BACKENDS]
+    timings = [
+        Timing(device.name, name, one.name, "timed", None, 30, 1.0, 1.0, 1.0, 1.0, 1.0)
+        for device in devices
+        for name in BACKENDS
+        for one in workloads.of(device)
+    ]
+    text = issue(overview([Cpu()]), Selftest(checked, timings, 1.0), devices, [one.name for one in CASES])
+    assert len(text) < 65536 and "and 1" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -247,6 +282,7 @@ def test_running_out_of_memory_is_a_result(
         (["--quick"], "--quick: got it without --selftest"),
         (["--cases", "base"], "--cases: got it without --selftest"),
         (["--selftest", "--json", "."], "which is a folder"),
+        (["--report", "."], "--report: got ., which is a folder"),
         (["--selftest", "--json", __file__ + "/doctor.json"], "is a file, expected a folder"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +14,15 @@ import torch
 from lomix_fast.backends import BACKENDS
 from lomix_fast.doctor import devices, peak, workloads
 from lomix_fast.doctor.checking import check_backend
-from lomix_fast.doctor.devices import Cpu, Gpu
-from lomix_fast.doctor.errors import DoesNotFitError, is_out_of_memory, one_line
 from lomix_fast.doctor.report import table
 from lomix_fast.doctor.selftest import Selftest, is_interpreted, run_selftest
 from lomix_fast.doctor.timing import QUICK, Effort, Timing, time_workload
 from lomix_fast.doctor.workloads import OFFICIAL
 from lomix_fast.testing import environment
 from lomix_fast.testing.cases import Case, case
+from lomix_fast.testing.devices import Cpu, Gpu
+from lomix_fast.testing.errors import DoesNotFitError, is_out_of_memory, one_line
+from lomix_fast.testing.process import Ended, Process, TooLong
 
 CPU = torch.device("cpu")
 TINY = Case("tiny_2d", 1, 3, (8, 9), ((4, 5), (8, 9)))
@@ -53,6 +53,12 @@ class FakeCuda:
     def empty_cache(self) -> None:
         self.log.append("empty_cache")
 
+    def get_device_properties(self, where: torch.device) -> Any:
+        return SimpleNamespace(L2_cache_size=1024)
+
+    def _sleep(self, clocks: int) -> None:
+        self.log.append("sleep")
+
     def memory_allocated(self, where: torch.device) -> int:
         return self.allocated
 
@@ -77,17 +83,30 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     return Gpu("cuda:0", CPU, FakeCuda())
 
 
-def test_gpu_times_between_events_on_an_idle_device(gpu: Gpu) -> None:
-    assert gpu.milliseconds(gpu.cuda.step) == 4.0
-    assert gpu.cuda.log == ["synchronize", "record", "step", "record", "event"]
+def test_gpu_times_between_events_on_a_busy_device_with_a_cold_cache(gpu: Gpu) -> None:
+    assert gpu.laps(gpu.cuda.step, gpu.cuda.step) == [4.0, 4.0]
+    lap = ["record", "step", "record", "step", "record", "event"]
+    assert gpu.cuda.log == ["synchronize", *lap]  # how long the host takes is not known yet
+    assert gpu._l2 is not None and gpu._l2.nbytes == 2048 and not gpu._l2.any()
+    gpu.cuda.log.clear()
+    gpu._l2.fill_(1)
+    gpu.laps(gpu.cuda.step, gpu.cuda.step)
+    assert gpu.cuda.log == ["synchronize", "sleep", *lap] and not gpu._l2.any()
 
 
-def test_gpu_memory_counts_what_the_first_step_keeps(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workloads, "step_of", lambda subject, given: gpu.cuda.step if given == "given" else lambda: 0)
-    monkeypatch.setattr(workloads, "draw", lambda *_: "given")
-    monkeypatch.setattr(workloads, "tiny", lambda _: "tiny")
-    assert gpu.peak_mib("eager", TINY) == 5.0
-    assert gpu.cuda.log.index("reset") > gpu.cuda.log.index("step") and gpu.cuda.log.count("step") == 2
+def test_time_of_the_host_ends_when_all_is_issued(gpu: Gpu) -> None:
+    assert 0 <= gpu.host_ms(gpu.cuda.step) < 4000
+    assert gpu.cuda.log == ["synchronize", "step", "synchronize"]
+
+
+def test_gpu_memory_counts_what_the_first_step_keeps(gpu: Gpu) -> None:
+    gpu.laps(gpu.cuda.step)  # leaves what clears L2, which is no memory of a step
+    gpu.cuda.log.clear()
+    gpu.cuda.allocated = gpu.cuda.peak = 10 * 2**20
+    cleared = []
+    assert gpu.peak(gpu.cuda.step, lambda: cleared.append(len(gpu.cuda.log))).extra_mib == 5.0
+    assert gpu._l2 is None and cleared == [gpu.cuda.log.index("reset")] and gpu.cuda.log.count("step") == 2
+    assert gpu.cuda.log.index("reset") > gpu.cuda.log.index("step")
 
 
 def test_whole_selftest_on_a_gpu(gpu: Gpu) -> None:
@@ -100,7 +119,7 @@ def test_whole_selftest_on_a_gpu(gpu: Gpu) -> None:
 
 
 def test_gpu_workloads_are_the_promised_ones() -> None:
-    names = [one.name for one in Gpu("cuda:0", torch.device("cuda:0")).workloads]
+    names = [one.name for one in workloads.of(Gpu("cuda:0", torch.device("cuda:0")))]
     assert names == ["slices_224", "volume_96"]
 
 
@@ -163,24 +182,29 @@ def test_gpus_are_described_and_a_lost_one_does_not_hide_the_others(monkeypatch:
 
 def test_memory_on_the_cpu_is_that_of_a_fresh_process() -> None:
     large = Case("large", 1, 5, (256, 256), ((64, 64), (128, 128)))
-    assert 5 < Cpu().peak_mib("reference", large) < 500
+    assert 5 < peak.peak_mib(Cpu(), "reference", large) < 500
 
 
 @pytest.mark.parametrize(
-    ("status", "out", "error", "message"),
+    ("answer", "error", "message"),
     [
-        (-signal.SIGKILL, b"", DoesNotFitError, "want of memory"),
-        (0, b'noise\n{"does_not_fit": "RuntimeError: not enough memory"}\n', DoesNotFitError, "not enough memory"),
-        (1, b"", RuntimeError, "exit status 1:\nthe reason"),
+        (Ended("killed", -signal.SIGKILL), DoesNotFitError, "killed"),
+        (TooLong("too long", -signal.SIGKILL), TooLong, "too long"),
+        (Ended("failed: the reason"), Ended, "the reason"),
+        ((0.0, "RuntimeError: not enough memory"), DoesNotFitError, "not enough memory"),
     ],
 )
 def test_a_process_that_fails(
-    monkeypatch: pytest.MonkeyPatch, status: int, out: bytes, error: type[Exception], message: str
+    monkeypatch: pytest.MonkeyPatch, answer: object, error: type[Exception], message: str
 ) -> None:
-    done = subprocess.CompletedProcess([], status, out, b"the reason")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    def ask(self: Process, *_: object, seconds: float) -> object:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(Process, "ask", ask)
     with pytest.raises(error, match=message):
-        peak.peak_in_a_process("eager", TINY)
+        peak.peak_mib(Cpu(), "eager", TINY)
 
 
 def test_what_counts_as_out_of_memory() -> None:

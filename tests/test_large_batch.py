@@ -24,7 +24,7 @@ from benchmarks.large_batch_rows import FUSED, LOSSES, ROWS, Patch, draw, errors
 from benchmarks.large_batch_search import AT_MOST, EXACTLY, MORE_THAN, Bound, Found, Trial, largest_batch
 from benchmarks.prepared import Prepared
 from benchmarks.problem import make_problem
-from benchmarks.watched import Ended, TooLarge, Watched, resident_mib
+from lomix_fast.testing.process import Ended, Process, TooLarge, resident_mib
 
 PATCH = Patch(8, 3, 3)
 NEEDS_FUSED = pytest.mark.skipif(ROWS["lomix_fused"].why_not() is not None, reason="the fused kernel is not built")
@@ -174,10 +174,10 @@ def test_slopes_are_those_of_the_line() -> None:
 # --- the watch ---
 
 
-def watched(others: Path, limit_mib: float = 1e6, environment: dict[str, str] | None = None) -> Watched:
+def watched(others: Path, limit_mib: float = 1e6, environment: dict[str, str] | None = None) -> Process:
     import objects_to_watch
 
-    return Watched("one", objects_to_watch.Object, (3,), limit_mib, environment)
+    return Process("one", objects_to_watch.Object, (3,), limit_mib, environment)
 
 
 def test_a_process_answers_and_its_failures_are_told(others: Path) -> None:

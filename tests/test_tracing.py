@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from watch import HostError, Watch
 
-from lomix_fast import MixPlan, lomix_loss
+from lomix_fast import MapStatsFunction, MixPlan, lomix_loss
 
 uses = pytest.mark.parametrize("name", USES)
 FULL = (16, 24)
@@ -128,3 +128,18 @@ def test_a_step_can_be_traced(name: str) -> None:
         assert (found is None) == (expected is None)
         if found is not None:
             torch.testing.assert_close(found, expected)
+
+
+# What torch.compile has to take --------------------------------------------------------------------------------------
+
+
+def test_the_function_is_given_tensors_and_constants_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile of torch 2.8 cannot hand any other object to an autograd Function, not even a frozen dataclass."""
+    given: list[object] = []
+    apply = MapStatsFunction.apply
+    monkeypatch.setattr(MapStatsFunction, "apply", lambda *arguments: given.extend(arguments) or apply(*arguments))
+    USES["as published"].criterion("eager")(USES["as published"].logits(2, SIZES), **USES["as published"].call(2, FULL))
+    constants = [a for a in given if a is not None and not isinstance(a, Tensor)]
+    assert len(constants) == 4
+    for one in constants:
+        assert type(one) is str or (type(one) is tuple and all(type(n) is int for n in one))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from common import BACKENDS, check_gradients, check_stats, run_backend
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lomix_fast import MixPlan, available_backends, map_stats
+from lomix_fast import MixPlan, _build_info, available_backends, extension, map_stats, triton_backend
+from lomix_fast.target import Target
 from lomix_fast.testing.cases import Case, case, make_inputs
 
 needs_triton = pytest.mark.skipif("triton" not in BACKENDS, reason=available_backends()["triton"] or "")
@@ -294,6 +301,54 @@ def test_cpu_tensors_need_the_interpreter() -> None:
     assert "set after triton was imported" in look(f"{late}{_USE}", TRITON_INTERPRET="0")
 
 
+@needs_triton
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    said = available_backends("cuda:7")["triton"]
+    assert said == "torch sees 2 CUDA or ROCm devices, none of them cuda:7"
+
+
+@needs_triton
+def test_an_interpreter_that_does_not_work_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of triton 3.6 with numpy 2.4; before a kernel of any call runs."""
+    import numpy
+    import triton
+    from lomix_fast.kernels import config
+
+    def fails() -> None:
+        raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
+
+    assert config.interpreter_fault() is None
+    config.interpreter_fault.cache_clear()
+    monkeypatch.setattr(config, "_count_kernel", {(1,): fails})
+    said = str(available_backends("cpu")["triton"])
+    config.interpreter_fault.cache_clear()
+    assert said.startswith(f"the interpreter of triton {triton.__version__} fails with numpy {numpy.__version__} (only")
+    assert said.endswith("run: pip install 'numpy<2.4', or upgrade triton")
+
+
+@needs_triton
+def test_sources_that_are_not_installed_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As when Python runs in the root of the repository: the package is found there, without what is compiled."""
+    assert _build_info.not_installed() is None
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == "lomix_fast.kernels" else found(n))
+    monkeypatch.setattr(_build_info, "__file__", str(tmp_path / "lomix_fast" / "_build_info.py"))
+    assert _build_info.not_installed() is None, "an installation that lacks something is none of these"
+    (tmp_path / "setup.py").touch()
+    said = f"lomix_fast is imported from {tmp_path}, a source tree that is not installed"
+    assert str(triton_backend.load_error.__wrapped__()).startswith(said)
+
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    monkeypatch.setattr(_build_info, "obstacle", lambda: None)
+    assert str(extension.load_error.__wrapped__()).startswith(said)
+    assert "run pip install --no-build-isolation -e . there" in str(extension.load_error.__wrapped__())
+
+
 def test_other_devices_are_refused() -> None:
     assert available_backends("meta")["triton"] == "the triton backend takes CUDA or ROCm tensors, not meta"
 
@@ -369,29 +424,187 @@ def test_autotuning_is_off_unless_asked_for(value: str | None, wanted: bool, mon
     monkeypatch.delenv("LOMIX_FAST_AUTOTUNE", raising=False)
     if value is not None:
         monkeypatch.setenv("LOMIX_FAST_AUTOTUNE", value)
-    assert autotune.wanted() is wanted
+    assert autotune.wanted(torch.device("cpu")) is wanted
 
 
-# ---- tables on a GPU, with a stand-in for torch.cuda ----
+# ---- tables on a GPU, with stand-ins ----
+
+
+class StreamsOfTwo:
+    """Stands in for torch.cuda: two devices, of which one may be capturing on its current stream."""
+
+    def __init__(self, capturing: int | None = None) -> None:
+        self.capturing, self.current = capturing, 0
+
+    @contextlib.contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        """Makes it the current one meanwhile."""
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+    def is_current_stream_capturing(self) -> bool:
+        """Of the current device, as in torch."""
+        return self.current == self.capturing
+
+
+def put_on_a_gpu(monkeypatch: pytest.MonkeyPatch, streams: StreamsOfTwo) -> list[int]:
+    """Let launches take tensors on a CPU for those of cuda:1; returns where page-locked memory lies, as it is made."""
+    from lomix_fast.kernels import launch, problem, tables
+
+    pinned: list[Tensor] = []
+    kept: list[int] = []
+
+    def pin(words: Tensor) -> Tensor:
+        pinned.append(words.clone())
+        kept.append(pinned[-1].data_ptr())
+        return pinned[-1]
+
+    there = types.SimpleNamespace(
+        **{name: getattr(torch, name) for name in ("tensor", "cat", "int32", "int64", "_foreach_add_", "dtype")},
+        cuda=streams,
+        empty_like=lambda words, device: torch.empty_like(words),
+        zeros_like=lambda words, device: torch.zeros_like(words),
+    )
+    monkeypatch.setattr(tables, "torch", there)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(problem.Problem, "device", property(lambda self: torch.device("cuda", 1)))
+    monkeypatch.setattr(launch, "_current", lambda device: contextlib.nullcontext())
+    for host in (tables._forward_host, tables._backward_host):
+        host.cache_clear()
+    return kept
+
+
+class Copies(TorchDispatchMode):
+    """Notes the operators that run, and copies out of some memory: where from, and whether the host waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.copies: list[tuple[int, bool]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        if self.names[-1] == "copy_":
+            self.copies.append((args[1].data_ptr(), not (args[2] if len(args) > 2 else False)))
+        return func(*args, **(kwargs or {}))
+
+
+def both_passes() -> tuple[list[Tensor], list[Copies]]:
+    """Everything that the kernels make of a small problem with all tables, and what each pass has done for it."""
+    from lomix_fast.kernels import launch
+
+    torch.manual_seed(0)
+    plan = MixPlan.create(2, ("mul", "cat", "awf"))
+    logits = [torch.randn(2, 3, 2, 3), torch.randn(2, 3, 5, 7)]
+    target = Target(torch.randint(3, (2, 5, 7)))
+    parameters = [torch.randn(2, 3, 3), torch.randn(1, 3), torch.randn(2, 3), torch.randn(2)]
+    with Copies() as ahead:
+        stats, counts = launch.forward(logits, target, parameters, plan)
+    with Copies() as back:
+        grads, parameter_grads = launch.backward(torch.ones_like(stats), logits, target, parameters, plan)
+    return [stats, counts, *grads, *parameter_grads], [ahead, back]
 
 
 @needs_triton
-def test_another_stream_gets_a_table_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lomix_fast.kernels import tables
-
-    stream = types.SimpleNamespace(cuda_stream=1)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    make = tables._kept(lambda number, device: object())
-    one = make(7, torch.device("cuda"))
-    assert make(7, torch.device("cuda")) is one and make(8, torch.device("cuda")) is not one
-    stream.cuda_stream = 2
-    assert make(7, torch.device("cuda")) is not one
+def test_each_pass_makes_one_copy_of_its_tables_to_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From page-locked memory, which is kept, so that the host does not wait and nothing of the device is kept."""
+    expected, _ = both_passes()
+    pinned = put_on_a_gpu(monkeypatch, StreamsOfTwo())
+    for _ in range(2):  # on another stream, for all that the tables know
+        found, passes = both_passes()
+        assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+        assert len(pinned) == 2, "made once for each pass"
+        for one, where in zip(passes, pinned, strict=True):
+            assert [copy for copy in one.copies if copy[0] in pinned] == [(where, False)]
 
 
 @needs_triton
-def test_no_table_is_made_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_captured_graph_reads_nothing_of_the_host(warm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are arguments of kernels then, whether a step has run before or not; nothing is page-locked either."""
     from lomix_fast.kernels import tables
 
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match="run a step with them before capturing"):
-        tables._on(torch.device("cuda"), [[1]], torch.int64)
+    expected, _ = both_passes()
+    streams = StreamsOfTwo()
+    pinned = put_on_a_gpu(monkeypatch, streams)
+    if warm:
+        both_passes()
+    before, kept = len(pinned), tables._forward_host.cache_info().currsize
+    streams.capturing = 1
+    found, passes = both_passes()
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+    assert len(pinned) == before and tables._forward_host.cache_info().currsize == kept
+    for one in passes:
+        assert one.names.count("_foreach_add_") == 1 and not [copy for copy in one.copies if copy[0] in pinned]
+    streams.capturing = None
+    both_passes()
+    assert len(pinned) == 2, "what a capture has made is not taken for page-locked"
+
+
+@needs_triton
+def test_tables_are_what_kernels_are_compiled_for() -> None:
+    """Types, and beginnings at multiples of 16 bytes, of tables whose sizes are no multiples themselves."""
+    from lomix_fast.kernels import tables
+
+    with torch.device("meta"):  # a default device is not where tables are made
+        assert tables._pack([(torch.int64, [[5]])], False).words.tolist() == [5, 0]
+    shape = tables.Geometry(((1, 2, 3), (-4, 2**40, 6)), 1, 1, 1, 1, False)
+    encoded = MixPlan.create(3).encoded
+    device = torch.device("cpu")
+    ahead, back = tables.forward_tables(encoded, 4, shape, device), tables.backward_tables(encoded, shape, device)
+    for geometry in (ahead.geometry, back.geometry):
+        assert geometry.dtype == torch.int64 and geometry.tolist() == [[1, 2, 3], [-4, 2**40, 6]]
+    groups, maps = tables._forward_rows(encoded, 4)
+    assert ahead.groups.tolist() == groups and ahead.maps.tolist() == maps
+    assert back.sets.tolist() == tables._backward_rows(encoded)
+    assert {t.dtype for t in (ahead.groups, ahead.maps, back.sets)} == {torch.int32} and back.cat.dtype == torch.int64
+    assert back.cat.tolist() == [[0, 1, 2, 3], [0, 2, 4, 6]]  # pairs 01, 02, 12, then the three: 2 + 2 + 2 members
+    start = ahead.geometry.data_ptr()
+    assert all((t.data_ptr() - start) % 16 == 0 for t in (ahead.groups, ahead.maps))
+    assert all((t.data_ptr() - back.geometry.data_ptr()) % 16 == 0 for t in (back.sets, back.cat))
+
+
+@needs_triton
+def test_the_device_of_the_tensors_is_asked_whether_it_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lomix_fast.kernels import autotune, tables
+
+    monkeypatch.setenv("LOMIX_FAST_AUTOTUNE", "1")
+    streams = StreamsOfTwo(capturing=1)
+    monkeypatch.setattr(tables, "torch", types.SimpleNamespace(cuda=streams))
+    assert [tables.is_capturing(torch.device("cuda", n)) for n in (0, 1)] == [False, True]
+    assert [autotune.wanted(torch.device("cuda", n)) for n in (0, 1)] == [True, False]
+    assert streams.current == 0 and not tables.is_capturing(torch.device("cpu"))
+
+
+@needs_triton
+def test_no_axis_of_a_grid_but_the_first_grows_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others end at 65,535. A bad label is found in each part of a sample, and spoils no other sample."""
+    from lomix_fast.kernels import launch
+
+    grids: dict[str, set[tuple[int, ...]]] = {}
+
+    def watched(name: str) -> object:
+        kernel = getattr(launch, name)
+
+        def of(grid: tuple[int, ...]) -> object:
+            grids.setdefault(name, set()).add(grid)
+            return kernel[grid]
+
+        return type("Watched", (), {"__getitem__": staticmethod(of)})()
+
+    names = ("statistics_kernel", "gradients_kernel", "gather_kernel", "bad_labels_kernel")
+    for name in names:
+        monkeypatch.setattr(launch, name, watched(name))
+    monkeypatch.setattr(launch, "_LABELS", 8)
+    monkeypatch.setattr("lomix_fast.labels.may_look", lambda device: False)
+    for bad in ((0, 4, 3), (1, 0, 0), (2, 2, 1)):
+        logits = [torch.randn(3, 2, 2, 2, requires_grad=True), torch.randn(3, 2, 5, 4)]
+        target = torch.zeros(3, 5, 4, dtype=torch.int64)
+        target[bad] = 2
+        stats, _ = map_stats(logits, target, MixPlan.create(2, ("add",)), impl="triton")
+        (gradient,) = torch.autograd.grad(stats.sum(), logits[:1])
+        assert gradient.flatten(1).isnan().any(1).tolist() == [sample == bad[0] for sample in range(3)]
+    assert set(grids) == set(names)
+    assert grids["bad_labels_kernel"] == {(9,)}  # 20 pixels in parts of 8, of three samples
+    assert all(size <= 2 for seen in grids.values() for grid in seen for size in grid[1:])  # scales at most

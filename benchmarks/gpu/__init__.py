@@ -3,11 +3,11 @@
 sass.py, amdgcn.py   what the compilers' listings say: registers, spills, instructions by class
 occupancy.py         how many programs fit on a core
 compiled.py          one variant compiled and read
-table.py             the CSV file, the promises, the tables of docs/gpu.md
+table.py             the CSV file, the promises, the tables of docs/gpu-model.md
 hooks.py, counts.py  operations that one tile executes, counted in Triton's interpreter
 cards.py, model.py   a MODEL of the time on three cards out of those counts; nothing in it is measured
 official.py          what the literal loss moves and launches, for the same model
-page.py              docs/gpu.md
+page.py              docs/gpu-model.md
 
 The CUDA kernels for few classes:
 
@@ -21,5 +21,5 @@ cuda_call.py, cuda_run.py, cuda_counts.py
                      a launch made up, executed, and what a tile of it issues
 cuda_model.py        the same MODEL out of these counts
 cuda_page.py, cuda_report.py
-                     their part of docs/gpu.md, and the files behind it
+                     their part of docs/gpu-model.md, and the files behind it
 """

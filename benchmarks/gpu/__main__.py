@@ -28,7 +28,7 @@ OK, BROKEN, USAGE = 0, 1, 2
 _ROOT = Path(__file__).resolve().parents[2]
 CSV = _ROOT / "benchmarks" / "results" / "gpu-compiled.csv"
 EXECUTED = CSV.with_name("gpu-executed.json")
-PAGE = _ROOT / "docs" / "gpu.md"
+PAGE = _ROOT / "docs" / "gpu-model.md"
 # Each architecture and kernel once, and where registers are scarcest.
 SAMPLE = (
     ("gather", "sm_100", 9, 2),

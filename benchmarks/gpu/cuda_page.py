@@ -1,4 +1,4 @@
-"""The part of docs/gpu.md about the CUDA kernels."""
+"""The part of docs/gpu-model.md about the CUDA kernels."""
 
 from __future__ import annotations
 

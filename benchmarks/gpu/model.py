@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from lomix_fast.kernels import config, launch, tables
 from lomix_fast.kernels.pixels import TARGET_FIELDS
 from lomix_fast.kernels.problem import size_in_space
@@ -187,8 +186,7 @@ def spread_of(name: str, workload: Workload, problem: Problem, done: Executed, r
     used = (True,) * len(native)
     plain = (0,) * len(TARGET_FIELDS)
     shape = tables.geometry(
-        *(full, native, chosen.tile, strides, strides, plain, used, workload.batch, problem.classes),
-        torch.device("cpu"),
+        *(full, native, chosen.tile, strides, strides, plain, used, workload.batch, problem.classes)
     )
     shares = launch.share_out(workload.batch, shape.tiles, chosen, target, done.scratch, done.sums)
     on_core = -(-shares.programs // card.cores)

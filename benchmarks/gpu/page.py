@@ -1,4 +1,4 @@
-"""docs/gpu.md: what the compilers made, and the model."""
+"""docs/gpu-model.md: what the compilers made, and the model."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lomix_fast.demo.data import CLASS_NAMES
-from lomix_fast.doctor.errors import is_out_of_memory
+from lomix_fast.testing.errors import is_out_of_memory
 
 from .options import Settings
 from .processes import Place

@@ -9,9 +9,9 @@ import torch
 
 from .. import _build_info
 from ..backends import BACKENDS
+from ..testing.devices import Device
 from ..testing.environment import environment
-from .devices import Device
-from .errors import one_line
+from ..testing.errors import one_line
 
 
 def overview(devices: Sequence[Device]) -> dict[str, Any]:

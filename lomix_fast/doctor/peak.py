@@ -1,76 +1,65 @@
-"""Peak memory of one step on the CPU, in a process of its own: there, freed memory cannot be used again unseen."""
+"""Peak memory of one step; on the CPU in a process of its own, where freed memory cannot be used again unseen."""
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
-import subprocess
-import sys
-from pathlib import Path
+import signal
 
 import torch
 
 from ..testing.cases import Case
-from ..testing.peak import PLAIN_MALLOC, extra_peak_mib
+from ..testing.devices import Cpu, Device
+from ..testing.errors import DoesNotFitError, is_out_of_memory, one_line
+from ..testing.peak import PLAIN_MALLOC
+from ..testing.process import Ended, Process, TooLong
 from . import workloads
-from .errors import DoesNotFitError, is_out_of_memory, one_line
 
 _SECONDS = 300  # after this the process is taken for stuck
 
 
-def peak_in_a_process(subject: str, workload: Case) -> float:
-    """Start a fresh Python, do one step there and return by how many MiB its resident set rose.
+def peak_mib(device: Device, subject: str, workload: Case) -> float:
+    """By how many MiB memory rises at the highest during one step, once inputs are there and libraries awake.
 
     Args:
+        device: where.
         subject: see `workloads.draw`.
         workload: what to compute.
 
-    Returns:
-        MiB over what the process held once its inputs were there and its libraries awake.
-
     Raises:
         DoesNotFitError: memory ran out, or the process was killed, which is what running out looks like on Linux.
-        RuntimeError: it failed otherwise, or took longer than five minutes; the message holds what it wrote.
+        Exception: whatever the step raises; RuntimeError when its process fails or takes longer than five minutes.
     """
-    root = str(Path(__file__).resolve().parents[2])  # so that the process finds this package and no other
-    search = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "lomix_fast.doctor.peak"],
-            input=pickle.dumps((subject, workload, torch.get_num_threads())),
-            env={**os.environ, **PLAIN_MALLOC, "PYTHONPATH": search},
-            capture_output=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"measuring the memory of {subject} took longer than {_SECONDS} s") from error
-    if done.returncode == -9:
-        raise DoesNotFitError(f"{subject}: the process that measures memory was killed, usually for want of memory")
-    if done.returncode != 0:
-        wrote = done.stderr.decode(errors="replace")[-2000:]
-        raise RuntimeError(f"measuring the memory of {subject} failed with exit status {done.returncode}:\n{wrote}")
-    answer = json.loads(done.stdout.splitlines()[-1])
-    if "does_not_fit" in answer:
-        raise DoesNotFitError(answer["does_not_fit"])
-    return float(answer["mib"])
-
-
-def main() -> None:
-    """Read (subject, workload, threads) from stdin, measure, and print the result as JSON in the last line."""
-    subject, workload, threads = pickle.load(sys.stdin.buffer)
-    torch.set_num_threads(threads)
-    given = workloads.draw(subject, workload, torch.device("cpu"))
-    workloads.step_of(subject, workloads.tiny(given))()
-    step = workloads.step_of(subject, given)
-    try:
-        print(json.dumps({"mib": extra_peak_mib(step)}))
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    if device.where.type != "cpu" or not isinstance(device, Cpu):
+        device.release()
+        return _measure(device, subject, workload)
+    with Process(f"memory of {subject}", _Measuring, (torch.get_num_threads(),), environment=PLAIN_MALLOC) as process:
+        try:
+            mib, does_not_fit = process.ask("measure", subject, workload, seconds=_SECONDS)
+        except Ended as error:
+            if error.exit_code == -signal.SIGKILL and not isinstance(error, TooLong):
+                raise DoesNotFitError(f"{error}") from error
             raise
-        print(json.dumps({"does_not_fit": one_line(error)}))
+    if does_not_fit:
+        raise DoesNotFitError(does_not_fit)
+    return float(mib)
 
 
-if __name__ == "__main__":
-    main()
+class _Measuring:
+    """What runs in the process."""
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def measure(self, subject: str, workload: Case) -> tuple[float, str]:
+        """MiB, and why it does not fit or ""."""
+        try:
+            return _measure(Cpu(), subject, workload), ""
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return 0.0, one_line(error)
+
+
+def _measure(device: Device, subject: str, workload: Case) -> float:
+    given = workloads.draw(subject, workload, device.where)
+    workloads.step_of(subject, workloads.tiny(given))()  # libraries get the workspaces that all share
+    return device.peak(workloads.step_of(subject, given), lambda: None).extra_mib

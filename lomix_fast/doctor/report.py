@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..testing.cases import Case
+from ..testing.devices import Device
 from ..testing.environment import load
+from . import workloads
 from .checking import CaseOutcome, Checked
-from .devices import Device
 from .selftest import Selftest
 from .timing import Timing
 from .workloads import OFFICIAL
 
 FORMAT = 1  # of the JSON file; raise it when a key changes its meaning
+_MOST_FAILURES, _MOST_OF_ONE = 20, 4  # that an issue has room for: in all, and of a backend on a device
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -56,15 +58,16 @@ def _gpu(one: dict[str, Any]) -> str:
     return f"{one['device']}: {one['name']}, {one['arch']}, {one['memory_mib']:,} MiB"
 
 
-def table(done: Selftest, devices: Sequence[Device]) -> str:
+def table(done: Selftest, devices: Sequence[Device], most_failures: int | None = None) -> str:
     """One line for each device and backend, and one for the official style; then workloads, reasons and failures.
 
     Args:
         done: what to show.
         devices: those that were tested, for the sizes of their workloads.
+        most_failures: that are listed; None for all.
     """
-    axes = sorted({len(one.full) for device in devices for one in device.workloads})
-    sizes = {(device.name, len(one.full)): one for device in devices for one in device.workloads}
+    axes = sorted({len(one.full) for device in devices for one in workloads.of(device)})
+    sizes = {(device.name, len(one.full)): one for device in devices for one in workloads.of(device)}
     head = ["device", "backend", "cases", "worst error"]
     head += [text for n in axes for text in (f"{n}D ms", "speed-up", "peak MiB")]
     lines, notes = [head], []
@@ -93,7 +96,9 @@ def table(done: Selftest, devices: Sequence[Device]) -> str:
     failures = done.failures
     if failures:
         text += ["", f"{len(failures)} failed:"]
-        text += [f"  {f.backend} on {f.device}, {f.case}: {f.message}" for f in failures]
+        text += [f"  {f.backend} on {f.device}, {f.case}: {f.message}" for f in failures[:most_failures]]
+        if most_failures is not None and len(failures) > most_failures:
+            text.append(f"  and {len(failures) - most_failures} more")
     else:
         text += ["", "everything usable passed"]
     return "\n".join(text)
@@ -172,7 +177,7 @@ def record(
             "tf32": False,
             "cases": list(names),
             "checked": [_checked(row) for row in done.checked],
-            "workloads": {device.name: [_workload(one) for one in device.workloads] for device in devices},
+            "workloads": {device.name: [_workload(one) for one in workloads.of(device)] for device in devices},
             "timings": [{name: _finite(value) for name, value in asdict(one).items()} for one in done.timings],
             "failures": [asdict(one) for one in done.failures],
         }
@@ -205,7 +210,35 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def issue(found: dict[str, Any], done: Selftest | None, devices: Sequence[Device], names: Sequence[str]) -> str:
+    """One Markdown text to paste into an issue: what people read first, then the numbers as JSON, folded away.
+
+    Of the cases only those that failed are in it, so that an issue has room for it (65,536 characters on GitHub).
+
+    Args:
+        found, done, devices, names: as `record` takes them.
+    """
+    values = record(found, done, devices, names)
+    if values["selftest"] is not None:
+        del values["selftest"]["cases"]
+        del values["selftest"]["failures"]  # they are among the cases
+        for row in values["selftest"]["checked"]:
+            row["cases"] = [one for one in row["cases"] if not one["passed"]][:_MOST_OF_ONE]
+    tested = "" if done is None else f"\n```\n{table(done, devices, _MOST_FAILURES)}\n```\n"
+    numbers = json.dumps(values, allow_nan=False)
+    return (
+        "**What I did, what I expected, what happened instead:**\n\n\n"
+        f"```\n{describe(found)}\n```\n{tested}\n"
+        f"<details><summary>The same as JSON</summary>\n\n```json\n{numbers}\n```\n\n</details>\n"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, making the folder if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
 def write(path: Path, values: dict[str, Any]) -> None:
     """Write plain values as JSON, making the folder if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..testing.cases import Case
+from ..testing.devices import Device, Gpu
 from ..testing.precision import full_float32
-from .checking import Checked, check_backend
-from .devices import Device
+from . import workloads
+from .checking import Checked, check_backend, check_backends_in_processes
+from .devices import named
 from .timing import Effort, Timing, time_workload
 from .workloads import OFFICIAL
 
@@ -54,6 +56,7 @@ def run_selftest(
     cases: Sequence[Case],
     effort: Effort,
     say: Callable[[str], None],
+    workers: int = 0,
 ) -> Selftest:
     """Check and time.
 
@@ -65,16 +68,20 @@ def run_selftest(
         cases: what to check them on.
         effort: how often to time a step.
         say: told what goes on, a line at a time.
+        workers: processes among which the cases of a GPU are shared out, where one that crashes or hangs costs only
+            itself; 0 checks in this process, as on a CPU.
     """
     begin = time.perf_counter()
     checked: list[Checked] = []
     timings: list[Timing] = []
     with full_float32():
         for device in devices:
-            rows = []
-            for backend in usable[device.name]:
-                say(f"checking {backend} on {device.name}: {len(cases)} cases")
-                rows.append(check_backend(backend, device, cases, say))
+            backends = usable[device.name]
+            say(f"checking {', '.join(backends)} on {device.name}: {len(cases)} cases each")
+            if workers and isinstance(device, Gpu):
+                rows = check_backends_in_processes(backends, device, cases, workers, say, named)
+            else:
+                rows = [check_backend(backend, device, cases, say) for backend in backends]
             checked += rows
             timings += _time(device, rows, effort, say)
     return Selftest(checked, timings, time.perf_counter() - begin)
@@ -84,7 +91,7 @@ def _time(device: Device, rows: Sequence[Checked], effort: Effort, say: Callable
     reasons = {row.backend: _why_not_timed(row, device) for row in rows}
     subjects = [name for name, reason in reasons.items() if reason is None] + [OFFICIAL]
     timings = []
-    for workload in device.workloads:
+    for workload in workloads.of(device):
         say(f"timing {', '.join(subjects)} on {device.name}: {workload.name}")
         timings += [
             Timing(device.name, name, workload.name, "not timed", reason)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..testing.cases import Case
+from ..testing.devices import Device
+from ..testing.errors import is_out_of_memory, one_line
 from . import workloads
-from .devices import Device
-from .errors import is_out_of_memory, one_line
+from .peak import peak_mib
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,9 @@ def time_workload(
 def _prepare(device: Device, workload: Case, blank: Timing) -> tuple[Timing, Callable[[], object] | None]:
     """Peak memory and the check of one subject; the step to time, or None with the reason in the figure."""
     try:
-        peak = device.peak_mib(blank.subject, workload)
+        peak = peak_mib(device, blank.subject, workload)
         step = workloads.step_of(blank.subject, workloads.draw(blank.subject, workload, device.where))
-        complaint = workloads.wrong(workload, step())
+        complaint = workloads.wrong(workload, step(), device.where)
     except Exception as error:  # of any kind: it is the result
         status, reason = _status(error)
         return replace(blank, status=status, reason=reason), None
@@ -150,7 +151,7 @@ def _take_time(device: Device, step: Callable[[], object], times: list[float]) -
     """Append the time of one step, or return status and reason of what went wrong."""
     gc.disable()  # a collection in the middle of a step is not the step's
     try:
-        times.append(device.milliseconds(step))
+        times += device.laps(step)
     except Exception as error:
         return _status(error)
     finally:

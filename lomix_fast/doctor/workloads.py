@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..mixing import awf_rows
 from ..testing.cases import BENCHMARK_CASES, Case, make_inputs
+from ..testing.devices import Device, Gpu
 from ..testing.step import Case as Given
 from ..testing.step import make_step
 
@@ -20,6 +21,12 @@ CPU: tuple[Case, ...] = (
     replace(BENCHMARK_CASES[0], name="slices_224_batch_2", batch=2),
     replace(BENCHMARK_CASES[1], name="volume_48", full=(48,) * 3, native=tuple((48 // r,) * 3 for r in (8, 4, 2, 1))),
 )
+
+
+def of(device: Device) -> tuple[Case, ...]:
+    """What is timed on a device: on a CPU small problems, for the official style takes seconds a step on large ones."""
+    return GPU if isinstance(device, Gpu) else CPU
+
 
 OFFICIAL = "official-style"  # the subject that is no backend
 # Largest error at full size: of the loss, relative, and of a gradient, as norm of the error over norm of the truth.
@@ -57,12 +64,17 @@ def step_of(subject: str, given: Given) -> Callable[[], dict[str, Tensor]]:
 
 
 @cache
-def truth(workload: Case) -> dict[str, Tensor]:
-    """Loss and gradients in float64 on the CPU, one map at a time, for the reference would need tens of gigabytes."""
-    return step_of("eager", draw("eager", workload, torch.device("cpu")).double())()
+def truth(workload: Case, where: torch.device) -> dict[str, Tensor]:
+    """Loss and gradients in float64, one map at a time, for the reference would need tens of gigabytes; on the CPU.
+
+    Computed on the device itself: two cores take minutes for a volume that a GPU does in a second. What it is made of
+    is plain PyTorch, and held against the reference by the list of cases.
+    """
+    found = step_of("eager", draw("eager", workload, where).double())()
+    return {name: value.cpu() for name, value in found.items()}
 
 
-def wrong(workload: Case, found: dict[str, Tensor]) -> str | None:
+def wrong(workload: Case, found: dict[str, Tensor], where: torch.device) -> str | None:
     """Hold a full-size step against `truth`.
 
     It is there for what goes wrong only when problems are large; the list of cases is the sharper test.
@@ -70,11 +82,12 @@ def wrong(workload: Case, found: dict[str, Tensor]) -> str | None:
     Args:
         workload: what was computed.
         found: what a step returned.
+        where: the device that ran it.
 
     Returns:
         None, or what is wrong.
     """
-    for name, exact in truth(workload).items():
+    for name, exact in truth(workload, where).items():
         limit = LOSS_TOLERANCE if name == "loss" else GRADIENT_TOLERANCE
         off = float((found[name].cpu().double() - exact).norm() / exact.norm().clamp_min(1e-30))
         if not off <= limit:
