@@ -25,7 +25,7 @@ def test_faults_are_reported_and_the_rest_goes_on(
     The stand-in of "cuda" has them; "triton", the other cases and the other contenders are well.
     """
     monkeypatch.setenv(faults.VARIABLE, "wrong:5 hang:17 memory:6 crash:4")
-    monkeypatch.setattr(right, "_CASE_SECONDS", 30.0)
+    monkeypatch.setattr(right, "_CASE_SECONDS", 20.0)
     made = command.steps
     patient = lambda *given: tuple(replace(one, seconds=400.0) for one in made(*given))  # noqa: E731, other work goes on
     monkeypatch.setattr(command, "steps", patient)
