@@ -151,7 +151,7 @@ SMALL = [
     for budget, count in zip((24, 40), counts, strict=True)
 ]
 MEMORY = [
-    Row("fast", "triton", "slices_b6", "memory", value=191.9),
+    Row("fast", "triton", "slices_b6", "memory", value=202.2),
     Row("fast", "cuda", "slices_b6", "memory", value=5.0),
 ]
 
