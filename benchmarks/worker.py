@@ -117,7 +117,7 @@ class Session:
         kind = torch.autograd.DeviceType.CUDA if self._device.where.type == "cuda" else torch.autograd.DeviceType.CPU
         with self._ready() as (forward, backward, clear):
             clear()
-            with torch.profiler.profile() as profiler:
+            with torch.profiler.profile(acc_events=True) as profiler:
                 self._device.host_ms(lambda: (forward(), backward()))  # which waits for the device at the end
         found = [event.name for event in profiler.events() if event.device_type == kind]
         return {name: found.count(name) for name in dict.fromkeys(found)}

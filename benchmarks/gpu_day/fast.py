@@ -209,9 +209,10 @@ class Field:
     def _extras(self, name: str, one: BenchmarkCase, clock: Clock, emit: Emit) -> None:
         """Time of the host and launches."""
         host = self._asked(name, one, emit, lambda p: p.ask("host", one.name, _STEPS, seconds=max(clock.left, 2.0)))
-        if host:
-            p20, p50, p80 = percentiles(host)
-            emit(Row("fast", name, one.name, "host", value=p50, unit="ms", p20=p20, p80=p80, n=len(host)))
+        if host is None:
+            return
+        p20, p50, p80 = percentiles(host)
+        emit(Row("fast", name, one.name, "host", value=p50, unit="ms", p20=p20, p80=p80, n=len(host)))
         found = self._asked(name, one, emit, lambda p: p.ask("launches", one.name, seconds=max(clock.left, 5.0)))
         if found is not None:
             most = sorted(found, key=found.__getitem__, reverse=True)[:3]

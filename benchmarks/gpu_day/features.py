@@ -83,7 +83,7 @@ def run(
                         report(name, found)
                     left = [name for name in left if name not in done]
 
-        workers = [threading.Thread(target=work) for _ in range(max(1, min(day.workers, 6)))]
+        workers = [threading.Thread(target=work) for _ in range(max(1, min(day.workers, 8)))]
         for worker in workers:
             worker.start()
         try:
