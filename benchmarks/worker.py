@@ -119,7 +119,11 @@ class Session:
             clear()
             with torch.profiler.profile(acc_events=True) as profiler:
                 self._device.host_ms(lambda: (forward(), backward()))  # which waits for the device at the end
-        found = [event.name for event in profiler.events() if event.device_type == kind]
+        found = [
+            event.name
+            for event in profiler.events()
+            if event.device_type == kind and not getattr(event, "is_user_annotation", False)
+        ]
         return {name: found.count(name) for name in dict.fromkeys(found)}
 
     @contextlib.contextmanager

@@ -608,7 +608,7 @@ def test_programs_see_the_device_as_their_first(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert limits._visible(device).get("CUDA_VISIBLE_DEVICES") == seen
+    assert limits.visible(device).get("CUDA_VISIBLE_DEVICES") == seen
 
 
 # One step ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The steps of a GPU day in their order. The process that steers them never touches the device."""
+"""The steps of a GPU day in their order. The process that steers them leaves the device to others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lomix_fast.testing.environment import cores, environment
+from lomix_fast.testing.environment import cores
 from lomix_fast.testing.errors import one_line
 
 from . import build, fast, features, limits, problems, right, small
@@ -35,7 +35,7 @@ class Step:
 
     Attributes:
         name: of it, with what it does where it is one of several; its first word is what --only takes.
-        seconds: most that it may take of eight minutes; in proportion of others.
+        seconds: most that it may take.
         run: (day, clock, emit).
     """
 
@@ -47,13 +47,24 @@ class Step:
 def steps(field: fast.Field, rehearse: bool) -> tuple[Step, ...]:
     """All steps, most important first."""
     first, rest = problems.problems(problems.FIRST, rehearse), problems.problems(problems.REST, rehearse)
+    half = len(rest) // 2
 
     def fast_first(day: Day, clock: Clock, emit: Emit) -> None:
         field.run(first, clock, emit)
 
+    def fast_more(day: Day, clock: Clock, emit: Emit) -> None:
+        field.run_late(clock, emit, is_last=False)
+        field.run(rest[:half], clock, emit)
+
+    def quiet_limits(day: Day, clock: Clock, emit: Emit) -> None:
+        with field.quiet():
+            limits.run(day, clock, emit)
+
     def fast_rest(day: Day, clock: Clock, emit: Emit) -> None:
-        field.run_late(Clock(0.3 * clock.left, clock), emit)
-        field.run(rest, clock, emit)
+        field.count_launches(first[0], Clock(20.0, clock), emit)
+        field.run_late(clock, emit, is_last=False)
+        field.run(rest[half:], clock, emit)
+        field.run_late(clock, emit, is_last=True)
 
     return (
         Step("build", 170, build.run),
@@ -61,7 +72,8 @@ def steps(field: fast.Field, rehearse: bool) -> tuple[Step, ...]:
         Step("fast", 75, fast_first),
         Step("features", 60, features.run),
         Step("small", 40, small.run),
-        Step("limits", 100, limits.run),
+        Step("fast more", 50, fast_more),
+        Step("limits", 70, quiet_limits),
         Step("fast rest", 480, fast_rest),  # what time is left
     )
 
@@ -76,10 +88,13 @@ def _parser() -> argparse.ArgumentParser:
         "small, how near the limit of the card. Results go to a folder, a table with verdicts comes last.",
     )
     parser.add_argument("--minutes", type=float, default=8.0, help="time for everything (default 8)")
-    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="STEP", help=f"some of {', '.join(NAMES)}")
+    parser.add_argument(
+        "--only", nargs="+", choices=NAMES, metavar="STEP", help=f"some of {', '.join(NAMES)}; the build always"
+    )
     parser.add_argument("--device", default="cuda:0", help="which GPU (default cuda:0)")
     parser.add_argument("--out", type=Path, help="folder of the results (default runs/gpu-day-<date and time>)")
     parser.add_argument("--workers", type=int, help="processes at once where times do not matter (default 12 at most)")
+    parser.add_argument("--commit", help="commit of the sources, where there is no git to tell")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with small sizes and a stand-in for the GPU")
     return parser
 
@@ -107,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="gpu-day-") as logs:
             day = Day(given.device, given.rehearse, Path(logs), workers)
-            return _Whole(day, folder, Clock(60 * given.minutes)).run(given.only or NAMES)
+            return _Whole(day, folder, Clock(60 * given.minutes), given.commit).run(given.only or NAMES)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -115,11 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class _Whole:
     """One run: its rows and what it knows of the machine."""
 
-    def __init__(self, day: Day, folder: Path, clock: Clock) -> None:
+    def __init__(self, day: Day, folder: Path, clock: Clock, commit: str | None) -> None:
         self._day, self._folder, self._clock = day, folder, clock
         self._rows: list[Row] = []
         self._spent: list[Spent] = []
-        self._machine: dict[str, Any] = environment()
+        self._machine: dict[str, Any] = {}  # until a process that uses the device has told
+        self._commit = commit
 
     def run(self, chosen: Sequence[str]) -> int:
         field = fast.Field(self._day)
@@ -129,7 +145,8 @@ class _Whole:
             if "fast" in chosen:
                 field.start_compiling(problems.problems(problems.FIRST, self._day.rehearse))
             for step in steps(field, self._day.rehearse):
-                if step.name.partition(" ")[0] in chosen:
+                # The build comes first in any case: it takes seconds where there is one, and nothing runs without.
+                if step.name.partition(" ")[0] in (*chosen, "build"):
                     self._step(step)
         finally:
             field.close()
@@ -165,6 +182,7 @@ class _Whole:
         """Describe card and versions, as a process that uses the device sees them."""
         try:
             self._machine = about(self._day)
+            self._machine["commit"] = self._machine["commit"] or self._commit
         except Exception as error:
             _say(f"asking for the card failed: {one_line(error)}")
 

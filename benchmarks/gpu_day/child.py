@@ -37,6 +37,17 @@ class Ended:
         return next((line.strip()[:200] for line in reversed(self.text.splitlines()) if line.strip()), "")
 
 
+def visible(device: str) -> dict[str, str]:
+    """The variable by which programs find the device as their first: none of those started here takes a number."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return {}
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    index = int(number or 0)
+    listed = given.split(",") if given else []
+    return {"CUDA_VISIBLE_DEVICES": listed[index] if index < len(listed) else str(index)}
+
+
 def run_child(command: Sequence[str], variables: Mapping[str, str], log: Path, seconds: float) -> Ended:
     """Run a program in the repository's root until it ends, or kill it and all that it has started.
 

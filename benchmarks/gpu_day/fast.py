@@ -6,8 +6,10 @@ wrong, on a small problem against float64 or at full size against the others, is
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +21,7 @@ from lomix_fast.testing.process import Ended, Process, TooLong
 
 from .. import gate
 from ..cases import BenchmarkCase
-from ..contenders import CONTENDERS, plain_with
+from ..contenders import CONTENDERS, contender, plain_with
 from ..measure import percentiles
 from ..plain import plain_loss
 from ..worker import Memory, Session
@@ -70,8 +72,11 @@ class Contestant:
         found: Ready | str
         try:
             session = Session(self._name, one, device=self._device)
-            worst = gate.check(self._name, one.small, session.errors())
-            found = Ready(session.memory(), worst)
+            # torch.compile would take minutes for a problem of another size; what it is made of is checked instead, and
+            # its result at full size against those of others.
+            checked = traced if self._name == "compile" else contender(self._name)
+            errors = gate.errors(checked, one.small, self._device.where)
+            found = Ready(session.memory(), gate.check(self._name, one.small, errors))
             session.clear()
             self._at[one.name] = session
         except (RuntimeError, MemoryError) as error:
@@ -90,9 +95,12 @@ class Contestant:
         """Milliseconds of the host."""
         return self._at[problem].host(count)
 
-    def launches(self, problem: str) -> dict[str, int]:
-        """Launches of a step by kernel."""
-        return self._at[problem].launches()
+    def launches(self, one: BenchmarkCase) -> dict[str, int]:
+        """Launches of a step by kernel, of a problem that need not be prepared."""
+        if one.name not in self._at:
+            session = self._at[one.name] = Session(self._name, one, device=self._device)
+            session.memory()
+        return self._at[one.name].launches()
 
     def drop(self, problem: str) -> None:
         """Give the memory of a problem back."""
@@ -118,6 +126,7 @@ class Field:
         self._day = day
         self._processes: dict[str, Process] = {}
         self._compiling: dict[str, Process] = {}
+        self._clock = Clock(0.0)  # of the step that is on
         self._late: dict[str, BenchmarkCase] = {}  # problems that others were measured on while theirs compiled
         self._references: dict[str, dict[str, float]] = {}  # fingerprints of the first whose numbers were right
 
@@ -136,8 +145,21 @@ class Field:
         for process in (*self._processes.values(), *self._compiling.values()):
             process.close()
 
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Compilations that go on are stopped meanwhile: they would take cores, and the GPU for what they try."""
+        busy = [process for process in self._compiling.values() if process.is_at_work and not process.is_ready()]
+        for process in busy:
+            process.pause(True)
+        try:
+            yield
+        finally:
+            for process in busy:
+                process.pause(False)
+
     def run(self, cases: Sequence[BenchmarkCase], clock: Clock, emit: Emit) -> None:
         """Measure problem after problem while there is time; rows say for which there was none."""
+        self._clock = clock
         memory_mib = about(self._day)["memory_mib"]
         for one in cases:
             if clock.left < _LEAST_SECONDS:
@@ -153,13 +175,35 @@ class Field:
             for heat in (small, *([name] for name in names if name not in small)):
                 self._heat(heat, one, clock, emit)
 
-    def run_late(self, clock: Clock, emit: Emit) -> None:
-        """Measure torch.compile on the problems on which it was not ready in time, as far as it is now."""
-        for one in self._late.values():
-            if self._compiling[one.name].is_ready(max(clock.left - _LEAST_SECONDS, 0)):
+    def run_late(self, clock: Clock, emit: Emit, is_last: bool) -> None:
+        """Measure torch.compile on the problems on which it was not ready in time, as far as it is now.
+
+        The last time it is waited for while there is time, and rows say where that did not help.
+        """
+        self._clock = clock
+        for name, one in list(self._late.items()):
+            if self._compiling[name].is_ready(max(clock.left - _LEAST_SECONDS, 0) if is_last else 0):
+                del self._late[name]
                 self._heat(["compile"], one, clock, emit)
-            else:
-                emit(Row("fast", "compile", one.name, "step", SKIPPED, note="torch.compile was still compiling"))
+            elif is_last:
+                emit(Row("fast", "compile", name, "step", SKIPPED, note="torch.compile was still compiling"))
+
+    def count_launches(self, one: BenchmarkCase, clock: Clock, emit: Emit) -> None:
+        """Launches of a step by everyone but torch.compile, in new processes: a profiler slows those that it was in."""
+        processes = {name: self._start(name, "launches") for name in CONTESTANTS if name != "compile"}
+        try:
+            for process in processes.values():
+                process.begin("launches", one)
+            until = time.monotonic() + clock.at_most(_PREPARE_SECONDS)
+            for name, process in processes.items():
+                try:
+                    emit(_launches_row(name, one, process.answer_within(until - time.monotonic())))
+                except Ended as error:
+                    status = SKIPPED if clock.left < 1 else _status(error)
+                    emit(Row("fast", name, one.name, "launches", status, note=_last_line(error)))
+        finally:
+            for process in processes.values():
+                process.close()
 
     def _needs(self, name: str, one: BenchmarkCase) -> float:
         """MiB by estimate."""
@@ -186,7 +230,25 @@ class Field:
             elif found is not None and self._agrees(name, one, found.memory, emit):
                 ready[name] = found.memory
                 emit(_memory_row(name, one, found.memory, found.worst_error))
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in ready}
+        with self.quiet():
+            times = self._times(list(ready), one, clock, emit)
+        for name, taken in times.items():
+            for row in _time_rows(name, one, taken):
+                emit(row)
+        if "compile" in times and clock.left > _LEAST_SECONDS:  # whose process is not timed again
+            ask = lambda p: p.ask("launches", one, seconds=max(clock.left, 1.0))  # noqa: E731
+            found = self._asked("compile", one, emit, ask)
+            if found is not None:
+                emit(_launches_row("compile", one, found))
+        for name in names:
+            if name in (self._compiling if name == "compile" else self._processes):
+                self._asked(name, one, emit, lambda p: p.ask("drop", one.name, seconds=20.0))
+
+    def _times(
+        self, names: Sequence[str], one: BenchmarkCase, clock: Clock, emit: Emit
+    ) -> dict[str, list[tuple[float, float]]]:
+        """Steps in turns, after a round that wakes everybody up, and the time of the host."""
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for turn in range(_ROUNDS + 1):
             order = list(times)
             first = turn % max(1, len(order))
@@ -194,33 +256,27 @@ class Field:
                 seconds = clock.at_most(_TURN_SECONDS)
                 if turn > 1 and seconds < _LEAST_SECONDS:
                     continue  # what there is must do
-                ask = lambda p: p.ask("steps", one.name, _STEPS if turn else 2, seconds=max(seconds, 1.0))  # noqa: B023, E731
+                count = _STEPS if turn else 2
+                ask = lambda p: p.ask("steps", one.name, count, seconds=max(seconds, 1.0))  # noqa: B023, E731
                 found = self._asked(name, one, emit, ask)
                 if found is None:
                     del times[name]
-                elif turn:  # the first round wakes everybody up
+                elif turn:
                     times[name] += found
-        for name, taken in times.items():
-            for row in _time_rows(name, one, taken):
-                emit(row)
-            self._extras(name, one, clock, emit)
-            self._asked(name, one, emit, lambda p: p.ask("drop", one.name, seconds=20.0))
-
-    def _extras(self, name: str, one: BenchmarkCase, clock: Clock, emit: Emit) -> None:
-        """Time of the host and launches."""
-        host = self._asked(name, one, emit, lambda p: p.ask("host", one.name, _STEPS, seconds=max(clock.left, 2.0)))
-        if host is None:
-            return
-        p20, p50, p80 = percentiles(host)
-        emit(Row("fast", name, one.name, "host", value=p50, unit="ms", p20=p20, p80=p80, n=len(host)))
-        found = self._asked(name, one, emit, lambda p: p.ask("launches", one.name, seconds=max(clock.left, 5.0)))
-        if found is not None:
-            most = sorted(found, key=found.__getitem__, reverse=True)[:3]
-            note = ", ".join(f"{kernel[:60]} x{found[kernel]}" for kernel in most)
-            emit(Row("fast", name, one.name, "launches", value=sum(found.values()), unit="launches", note=note))
+        for name in list(times):
+            if clock.left < _LEAST_SECONDS:
+                break
+            ask = lambda p: p.ask("host", one.name, _STEPS, seconds=max(clock.left, 1.0))  # noqa: E731
+            host = self._asked(name, one, emit, ask)
+            if host is not None:
+                p20, p50, p80 = percentiles(host)
+                emit(Row("fast", name, one.name, "host", value=p50, unit="ms", p20=p20, p80=p80, n=len(host)))
+        return times
 
     def _agrees(self, name: str, one: BenchmarkCase, memory: Memory, emit: Emit) -> bool:
-        reference = self._references.setdefault(one.name, memory.fingerprint)
+        if all(map(math.isfinite, memory.fingerprint.values())):
+            self._references.setdefault(one.name, memory.fingerprint)
+        reference = self._references.get(one.name, {"loss": math.nan})
         try:
             gate.check_agreement(one.case, {"the first": reference, name: memory.fingerprint})
         except gate.GateError as error:
@@ -234,13 +290,28 @@ class Field:
         try:
             return ask(process)
         except Ended as error:
-            hung, died = isinstance(error, TooLong), error.exit_code is not None
-            status = HUNG if hung else CRASHED if died else FAILED
-            emit(Row("fast", name, one.name, "step", status, note=str(error).strip().splitlines()[-1]))
+            status = SKIPPED if isinstance(error, TooLong) and self._clock.left < 1 else _status(error)
+            emit(Row("fast", name, one.name, "step", status, note=_last_line(error)))
             process.close()
-            if name != "compile":
+            if name == "compile":
+                del self._compiling[one.name]
+            else:
                 del self._processes[name]
             return None
+
+
+def _status(error: Ended) -> str:
+    return HUNG if isinstance(error, TooLong) else CRASHED if error.exit_code is not None else FAILED
+
+
+def _last_line(error: Ended) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def _launches_row(name: str, one: BenchmarkCase, found: dict[str, int]) -> Row:
+    most = sorted(found, key=found.__getitem__, reverse=True)[:3]
+    note = ", ".join(f"{kernel[:60]} x{found[kernel]}" for kernel in most)
+    return Row("fast", name, one.name, "launches", value=sum(found.values()), unit="launches", note=note)
 
 
 def _memory_row(name: str, one: BenchmarkCase, memory: Memory, worst: float) -> Row:

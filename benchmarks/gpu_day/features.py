@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from .child import visible
 from .day import CRASHED, FAILED, HUNG, OK, SKIPPED, Clock, Day, Emit, Row
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +122,7 @@ def environment(day: Day) -> dict[str, str]:
     """Environment of the processes: the package with what `build` has made of it comes before that of the sources."""
     # Inductor's own pool would start a process for each core in each of ours.
     few = {"TORCHINDUCTOR_COMPILE_THREADS": "4", "OMP_NUM_THREADS": "2"}
-    found = {**os.environ, **few, **day.variables, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    found = {**os.environ, **few, **day.variables, **visible(day.device), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     with suppress(ImportError):
         from . import build
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from . import ncu, sanitizer, tool_stand_ins
 from .build import environment
-from .child import Ended, late, run_child
+from .child import Ended, late, run_child, visible
 from .day import CRASHED, FAILED, OK, SKIPPED, Clock, Day, Emit, Row
 from .floors import Rates, floor
 from .problems import FIRST, REST
@@ -79,23 +79,12 @@ def run(day: Day, clock: Clock, emit: Emit) -> None:
 def _variables(day: Day) -> Iterator[dict[str, str]]:
     """Environment variables of everything that is started here."""
     # Messages and numbers as the parsers know them.
-    variables = {**os.environ, **environment(day), "LC_ALL": "C", "OMP_NUM_THREADS": "1", **_visible(day.device)}
+    variables = {**os.environ, **environment(day), "LC_ALL": "C", "OMP_NUM_THREADS": "1", **visible(day.device)}
     if not day.rehearse:
         yield variables
         return
     with tool_stand_ins.folder() as programs:
         yield tool_stand_ins.first_on_path(variables, programs)
-
-
-def _visible(device: str) -> dict[str, str]:
-    """The variable by which programs find the device as their first: none of those started here takes a number."""
-    kind, _, number = device.partition(":")
-    if kind != "cuda":
-        return {}
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    index = int(number or 0)
-    listed = given.split(",") if given else []
-    return {"CUDA_VISIBLE_DEVICES": listed[index] if index < len(listed) else str(index)}
 
 
 def _find(program: str, variables: Mapping[str, str]) -> str | None:

@@ -95,9 +95,11 @@ def _lean(rows: Sequence[Row]) -> Verdict:
 def _largest(rows: Sequence[Row]) -> Verdict:
     """More patches fit than with the finest scale alone in plain PyTorch."""
     promise = "larger batches fit than with CE + Dice of the finest scale in plain PyTorch"
-    own = {row.what: row.value for row in rows if row.step == "small" and row.subject == "lomix_cuda" and row.value}
-    theirs = {row.what: row.value for row in rows if row.step == "small" and row.subject == "last_layer_plain"}
-    both = {what: (count, theirs[what]) for what, count in own.items() if theirs.get(what) is not None}
+    own, theirs = (
+        {row.what: row.value for row in rows if row.step == "small" and row.subject == who and row.value is not None}
+        for who in ("lomix_cuda", "last_layer_plain")
+    )
+    both = {what: (count, theirs[what]) for what, count in own.items() if what in theirs}
     figure = ", ".join(f"{what}: {count:.0f} against {other:.0f}" for what, (count, other) in both.items())
     return Verdict(promise, all(a > b for a, b in both.values()) if both else None, figure or "not measured")
 

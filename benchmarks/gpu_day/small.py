@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from lomix_fast.testing.errors import is_out_of_memory, one_line
 from lomix_fast.testing.precision import full_float32
 from lomix_fast.testing.process import Ended, Process, TooLong
@@ -35,11 +37,24 @@ class Trials:
         self._device, self._row, self._patch = open_device(device), row(name), patch
         full_float32().__enter__()  # for as long as this process lives
 
-    def attempt(self, batch: int, budget_mib: float) -> Trial:
-        """One step; `stopped` where memory runs out. Peaks are those of torch's allocator, inputs included."""
+    def attempt(self, batch: int, budget_mib: float) -> Trial | str:
+        """One step; `stopped` where memory runs out. Peaks are those of torch's allocator, inputs included.
+
+        Returns:
+            The trial; or why there can be none: others hold so much that not the budget would end it, but they.
+        """
+        try:
+            free = self._device.cuda.mem_get_info(self._device.where)[0] / 2**20
+            if free < budget_mib:
+                return f"only {free:.0f} of {budget_mib:.0f} MiB are free"
+            return self._trial(batch, budget_mib)
+        finally:  # here the tensors are gone
+            gc.collect()
+            self._device.release()  # the next one to try has a process of its own
+
+    def _trial(self, batch: int, budget_mib: float) -> Trial:
         cuda, where = self._device.cuda, self._device.where
         total = cuda.get_device_properties(where).total_memory / 2**20
-        self._device.release()
         cuda.set_per_process_memory_fraction(min(1.0, budget_mib / total), where)
         cuda.reset_peak_memory_stats(where)
         empty = cuda.memory_allocated(where) / 2**20
@@ -91,15 +106,24 @@ def run(day: Day, clock: Clock, emit: Emit) -> None:
             process.close()
 
 
+class _NotFree(Exception):
+    """Others hold memory that a budget counts on."""
+
+
 def _search(
     day: Day, name: str, case: str, what: str, budget: float, processes: dict[str, Process], clock: Clock
 ) -> Row:
     def attempt(batch: int) -> Trial:
         seconds = max(clock.at_most(_TRIAL_SECONDS), 0.5)
-        return processes[name].ask("attempt", batch, budget, seconds=seconds)
+        found = processes[name].ask("attempt", batch, budget, seconds=seconds)
+        if isinstance(found, str):
+            raise _NotFree(found)
+        return found
 
     try:
         found = largest_batch(attempt, budget, _REHEARSED_MOST if day.rehearse else _MOST)
+    except _NotFree as error:
+        return Row("small", name, case, what, SKIPPED, note=str(error))
     except Ended as error:
         processes.pop(name).close()
         hung, died = isinstance(error, TooLong), error.exit_code is not None

@@ -1,4 +1,4 @@
-"""The processes that touch the device: the one that steers a GPU day never does, so nothing can break it."""
+"""The processes that compute on the device: the one that steers a GPU day does not, so nothing can break it."""
 
 from __future__ import annotations
 

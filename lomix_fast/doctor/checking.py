@@ -15,6 +15,7 @@ from ..testing.judge import judge, plain_of, run_backend
 from ..testing.placement import move_inputs
 from ..testing.precision import full_float32
 from ..testing.process import Ended, Process, TooLong, in_processes
+from . import workloads
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,22 @@ class Checking:
         """The outcome, and whether the device no longer computes in this process."""
         with full_float32():
             outcome = check_case(backend, self._device.where, case)
-        return outcome, not outcome.passed and self._device.complaint() is not None
+        return outcome, self._is_broken(outcome)
+
+    def full_size(self, backend: str, case: Case) -> tuple[CaseOutcome, bool]:
+        """The same of a step of the loss on a problem too large for the reference; see `workloads.wrong`."""
+        where = self._device.where
+        try:
+            with full_float32():
+                found = workloads.step_of(backend, workloads.draw(backend, case, where))()
+                complaint = workloads.wrong(case, found, where)
+            outcome = CaseOutcome(case.name, complaint is None, None, complaint, "wrong" if complaint else "")
+        except Exception as error:  # of any kind: it is the result
+            outcome = _unfinished(case, "raised", f"raised {one_line(error)}")
+        return outcome, self._is_broken(outcome)
+
+    def _is_broken(self, outcome: CaseOutcome) -> bool:
+        return not outcome.passed and self._device.complaint() is not None
 
 
 def compiles_together(backend: str, case: Case) -> Hashable:
@@ -137,7 +153,7 @@ def compiles_together(backend: str, case: Case) -> Hashable:
 
 
 def check_in_processes(
-    jobs: Sequence[tuple[str, Case]],
+    jobs: Sequence[tuple[str, str, Case]],
     *,
     open_device: Callable[[str], Device],
     name: str,
@@ -145,11 +161,11 @@ def check_in_processes(
     seconds: float,
     deadline: float = float("inf"),
     environment: Mapping[str, str] | None = None,
-) -> Iterator[tuple[str, CaseOutcome]]:
+) -> Iterator[tuple[str, str, CaseOutcome]]:
     """Check cases in a pool of processes: a case that crashes, hangs or breaks the device fails, and no other.
 
     Args:
-        jobs: backend and case each.
+        jobs: method of `Checking`, backend and case each; what needs the same kernels is begun with its first.
         open_device: name -> the device; called in the processes, so it can be pickled.
         name: of the device.
         workers: processes at once.
@@ -158,20 +174,20 @@ def check_in_processes(
         environment: variables of the processes.
 
     Yields:
-        (backend, outcome), in the order in which they end.
+        (method, backend, outcome), in the order in which they end.
     """
     for done in in_processes(
         jobs,
         start=lambda number: Process(f"checks {number}", Checking, (open_device, name), environment=environment),
-        command=lambda job: ("check", *job),
-        group=lambda job: compiles_together(*job),
+        command=lambda job: job,
+        group=lambda job: (job[0], compiles_together(*job[1:])),
         workers=workers,
         seconds=seconds,
         deadline=deadline,
         spoilt=lambda value: value[1],
     ):
-        backend, case = done.job
-        yield backend, done.value[0] if done.error is None and done.begun else _lost(case, done.error)
+        method, backend, case = done.job
+        yield method, backend, done.value[0] if done.error is None and done.begun else _lost(case, done.error)
 
 
 def _lost(case: Case, error: Ended | None) -> CaseOutcome:
@@ -194,9 +210,9 @@ def check_backends_in_processes(
     """`check_backend` for several backends at once in a pool; a case may take two minutes."""
     done = {backend: Checked(device.name, backend) for backend in backends}
     begin = time.monotonic()
-    jobs = [(backend, case) for backend in backends for case in cases]
+    jobs = [("check", backend, case) for backend in backends for case in cases]
     found = check_in_processes(jobs, open_device=open_device, name=device.name, workers=workers, seconds=120)
-    for count, (backend, outcome) in enumerate(found, start=1):
+    for count, (_, backend, outcome) in enumerate(found, start=1):
         done[backend].cases.append(outcome)
         if not outcome.passed:
             say(f"  FAILED {backend} on {device.name}, case {outcome.name}: {outcome.message}")

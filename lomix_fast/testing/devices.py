@@ -15,6 +15,7 @@ from .errors import one_line
 from .peak import extra_peak_mib
 
 Work = Callable[[], object]
+_MOST_AHEAD_MS = 100.0
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ class Gpu:
                 after.record()
             issued = 1e3 * (time.perf_counter() - begin)
             events[-1].synchronize()
-            # A step that waits for the device takes the wait with it; beyond some ms there is nothing left to hide.
-            self._ahead_ms = min(1.5 * issued, 20.0)
+            # A step that waits for the device takes the wait with it, so there is an end.
+            self._ahead_ms = min(1.5 * issued, _MOST_AHEAD_MS)
             return [float(a.elapsed_time(b)) for a, b in pairwise(events)]
 
     def _flush(self) -> None:

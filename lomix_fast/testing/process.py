@@ -151,7 +151,15 @@ class Process:
 
     def is_ready(self, seconds: float = 0.0) -> bool:
         """Whether `answer` would not have to wait, after so many seconds at most."""
-        return self._pipe.poll(seconds)
+        try:
+            return self._pipe.poll(seconds)
+        except OSError:  # it has been closed: `answer` says so
+            return True
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a method has been begun whose answer nobody has taken."""
+        return bool(self._asked)
 
     @property
     def connection(self) -> Connection:
@@ -197,6 +205,12 @@ class Process:
                 "stopped",
                 held,
             )
+
+    def pause(self, is_paused: bool) -> None:
+        """Stop the process and those that it started, where they are, or have them go on."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._process.is_alive():
+                os.killpg(self._process.pid or 0, signal.SIGSTOP if is_paused else signal.SIGCONT)
 
     def kill(self) -> None:
         """End the process at once, and those that it started, such as a compiler."""
@@ -265,7 +279,7 @@ def in_processes(
     """Do jobs in a pool of processes; one that crashes or hangs costs its own job only.
 
     A process goes on with jobs of the group that it is at, which share what it has loaded or compiled, and then takes
-    up the largest group that nobody has begun, or helps with one that somebody has.
+    up the first group that nobody has begun, or helps with one that somebody has.
 
     Args:
         jobs: what to do.
@@ -292,8 +306,8 @@ def in_processes(
                 if number in at_work or not waiting or time.monotonic() >= deadline:
                     continue
                 if current[number] not in waiting:
-                    fresh = [name for name in waiting if name not in current]
-                    current[number] = max(fresh or waiting, key=lambda name: len(waiting[name]))
+                    fresh = next((name for name in waiting if name not in current), None)
+                    current[number] = max(waiting, key=lambda name: len(waiting[name])) if fresh is None else fresh
                 job = waiting[current[number]].pop(0)
                 waiting = {name: left for name, left in waiting.items() if left}
                 if number not in processes:
