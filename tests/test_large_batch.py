@@ -195,16 +195,16 @@ def test_a_process_answers_and_its_failures_are_told(others: Path) -> None:
 
 
 def test_a_process_that_passes_its_limit_is_killed_with_what_it_started(others: Path) -> None:
-    with watched(others, limit_mib=400.0) as process:
+    with watched(others, limit_mib=1200.0) as process:
         pid = process.ask("times", 1)[2]
         started = process.ask("starts")
         assert is_running(started)
         assert process.ask("grows", 350, 0.1) == 350
         with pytest.raises(
-            TooLarge, match=r"one: held \d+ MiB during 'grows', was allowed 400 and was stopped"
+            TooLarge, match=r"one: held \d+ MiB during 'grows', was allowed 1200 and was stopped"
         ) as seen:
-            process.ask("grows", 450, 20)
-        assert 400 < seen.value.resident_mib < 500
+            process.ask("grows", 1250, 20)
+        assert 1200 < seen.value.resident_mib < 1350
         assert not is_running(pid) and not is_running(started)
         with pytest.raises(Ended):
             process.ask("times", 1)
