@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lomix_fast.testing.peak import extra_peak_mib
-from lomix_fast.testing.process import resident_mib
+from lomix_fast.testing.peak import extra_peak_mib, resident_mib
 
 from . import gate
 from .large_batch_rows import Patch, draw, errors, row

@@ -24,7 +24,8 @@ from benchmarks.large_batch_rows import FUSED, LOSSES, ROWS, Patch, draw, errors
 from benchmarks.large_batch_search import AT_MOST, EXACTLY, MORE_THAN, Bound, Found, Trial, largest_batch
 from benchmarks.prepared import Prepared
 from benchmarks.problem import make_problem
-from lomix_fast.testing.process import Ended, Process, TooLarge, resident_mib
+from lomix_fast.testing.peak import resident_mib
+from lomix_fast.testing.process import Ended, Process, TooLarge
 
 PATCH = Patch(8, 3, 3)
 NEEDS_FUSED = pytest.mark.skipif(ROWS["lomix_fused"].why_not() is not None, reason="the fused kernel is not built")

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -24,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from lomix_fast.testing.peak import reset_mark, resident_mib
 
 aten = torch.ops.aten
 VARIABLE = "LOMIX_FAST_REHEARSE"
@@ -222,7 +223,7 @@ class StandInCuda:
         self.total_memory = total_memory
         self._default, self._here = _Stream(stream_ptr=0), threading.local()
         self._modes: dict[str, TorchDispatchMode] = {}
-        self._zero, self._at_reset, self._resident = _allocated(), 0, 0
+        self._zero, self._at_reset, self._resident = _allocated(), 0, 0.0
         self.reset_peak_memory_stats()
 
     def is_available(self) -> bool:
@@ -341,12 +342,11 @@ class StandInCuda:
     memory_reserved = memory_allocated
 
     def reset_peak_memory_stats(self, device: Any = None) -> None:
-        with contextlib.suppress(OSError):  # some containers forbid it; the peak is an upper bound then
-            Path("/proc/self/clear_refs").write_text("5")
-        self._at_reset, self._resident = self.memory_allocated(), _status("VmRSS")
+        self._at_reset, self._resident = self.memory_allocated(), reset_mark()
 
     def max_memory_allocated(self, device: Any = None) -> int:
-        return max(self.memory_allocated(), self._at_reset + max(0, _status("VmHWM") - self._resident))
+        risen = int(2**20 * max(0.0, resident_mib("VmHWM") - self._resident))
+        return max(self.memory_allocated(), self._at_reset + risen)
 
     max_memory_reserved = max_memory_allocated
 
@@ -382,16 +382,7 @@ def _allocated() -> int:
     """Bytes that malloc has given out and not got back; off glibc what is resident."""
     ask = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if ask is None:
-        return _status("VmRSS")
+        return int(2**20 * resident_mib())
     ask.restype = _MallInfo
     found = ask()
     return found.uordblks + found.hblkhd
-
-
-def _status(field: str) -> int:
-    """A size out of /proc/self/status in bytes, 0 where there is none."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return 0

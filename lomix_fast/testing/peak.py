@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 # glibc gives blocks above this size back at once. Left to itself it raises the threshold as it goes and keeps freed
@@ -37,18 +36,36 @@ def extra_peak_mib(work: Callable[[], object]) -> float:
         before = _resident_elsewhere()
         work()
         return (_highest_elsewhere() - before) / 2**20
+    before = reset_mark()
+    work()
+    return resident_mib("VmHWM") - before
+
+
+def reset_mark() -> float:
+    """Set the high-water mark of this process back to what is resident, free memory given back; returns that in MiB.
+
+    On Linux. Where a container forbids it the mark stays as it is, an upper bound.
+    """
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
-    with contextlib.suppress(OSError):  # some containers forbid it; see above
-        _CLEAR.write_text("5")  # set VmHWM back to what is resident now
-    before = _linux_kib("VmRSS")
-    work()
-    return (_linux_kib("VmHWM") - before) / 2**10
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5")
+    return resident_mib()
 
 
-def _linux_kib(field: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1])
+def resident_mib(field: str = "VmRSS", pid: int | str = "self") -> float:
+    """Resident set of a process in MiB: "VmRSS" for now, "VmHWM" for its highest. 0 when the process is a corpse.
+
+    Raises:
+        RuntimeError: not on Linux.
+        FileNotFoundError: no such process.
+    """
+    if not Path("/proc/self/status").exists():
+        raise RuntimeError("memory: got a system without /proc, expected Linux")
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 2**10
+    return 0.0
 
 
 def _resident_elsewhere() -> int:

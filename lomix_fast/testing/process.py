@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from unittest import mock
 
+from .peak import resident_mib
+
 # Between two looks at the memory of a process. It cannot touch much more than 50 MiB of new memory meanwhile.
 _LOOK_SECONDS = 0.005
 _PATIENCE_SECONDS = 10
@@ -51,21 +53,6 @@ class TooLarge(Exception):
     def __init__(self, message: str, resident_mib: float) -> None:
         super().__init__(message)
         self.resident_mib = resident_mib
-
-
-def resident_mib(field: str = "VmRSS", pid: int | str = "self") -> float:
-    """Resident set of a process in MiB: "VmRSS" for now, "VmHWM" for its highest. 0 when the process is a corpse.
-
-    Raises:
-        RuntimeError: not on Linux.
-        FileNotFoundError: no such process.
-    """
-    if not Path("/proc/self/status").exists():
-        raise RuntimeError("memory: got a system without /proc, expected Linux")
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / 2**10
-    return 0.0
 
 
 class Process:
