@@ -11,13 +11,11 @@ When compiling fails or takes too long, the same folder is there without the mod
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -26,9 +24,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .child import ROOT, run_child
 from .day import FAILED, HUNG, OK, Clock, Day, Emit, Row
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGE = ROOT / "build" / "gpu_day"
 MODULE = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 RECORD = "_build_info.json"
@@ -151,43 +149,17 @@ def compile_extension(variables: Mapping[str, str], log: Path, seconds: float) -
         The module and "", or None and the reason in one line.
     """
     digest = _digest()
-    with log.open("wb") as out:
-        status = _finish([sys.executable, *_BUILD], {**os.environ, **variables}, out.fileno(), seconds)
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    if status is None:
+    # ninja, asked to end, ends its compilers and removes what they have half written.
+    command, merged = [sys.executable, *_BUILD], {**os.environ, **variables}
+    ended = run_child(command, merged, log, seconds, folder=ROOT, patience=_PATIENCE_SECONDS)
+    lines = [line for line in ended.text.splitlines() if line.strip()]
+    if ended.status is None:
         return None, f"stopped after {seconds:.0f} s, the last line was: {lines[-1] if lines else ''}"
-    if status == 0 and lines and Path(lines[-1]).is_file():
+    if ended.status == 0 and lines and Path(lines[-1]).is_file():
         Path(lines[-1]).with_name(SOURCES).write_text(digest)
         return Path(lines[-1]), ""
     errors = [line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)]
-    return None, [*errors[:1], *lines[-1:], f"exit status {status}"][0].strip()
-
-
-def _finish(command: list[str], variables: Mapping[str, str], out: int, seconds: float) -> int | None:
-    """Exit status of a command, None when it had to be killed."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=dict(variables), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-    )
-    try:
-        return process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        if process.poll() is None:
-            _kill(process)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and everything in its session: ninja gives each compiler a process group of its own."""
-    os.killpg(process.pid, signal.SIGTERM)  # ninja then ends its compilers and removes what they have half written
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=_PATIENCE_SECONDS)
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):  # it may have ended meanwhile
-            session = (folder / "stat").read_text().rpartition(")")[2].split()[3]
-            if int(session) == process.pid:
-                os.kill(int(folder.name), signal.SIGKILL)
-    process.wait()
+    return None, [*errors[:1], *lines[-1:], f"exit status {ended.status}"][0].strip()
 
 
 def stage(module: Path | None, reason: str = "") -> None:

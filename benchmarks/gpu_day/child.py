@@ -48,8 +48,16 @@ def visible(device: str) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": listed[index] if index < len(listed) else str(index)}
 
 
-def run_child(command: Sequence[str], variables: Mapping[str, str], log: Path, seconds: float) -> Ended:
-    """Run a program in the repository's root until it ends, or kill it and all that it has started.
+def run_child(
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    log: Path,
+    seconds: float,
+    *,
+    folder: Path = ROOT,
+    patience: float = 0.0,
+) -> Ended:
+    """Run a program until it ends, or kill it and all that it has started.
 
     Args:
         command: program and arguments.
@@ -57,6 +65,8 @@ def run_child(command: Sequence[str], variables: Mapping[str, str], log: Path, s
         log: where its output goes; what the file held is lost. A file, not a pipe: what it has left behind may keep a
             pipe open for ever.
         seconds: limit.
+        folder: where it runs, the repository's root.
+        patience: seconds that it has from being asked to end (SIGTERM) until it is killed.
 
     Raises:
         OSError: it cannot be started.
@@ -66,7 +76,7 @@ def run_child(command: Sequence[str], variables: Mapping[str, str], log: Path, s
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=folder,
             env=dict(variables),
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -79,6 +89,10 @@ def run_child(command: Sequence[str], variables: Mapping[str, str], log: Path, s
         except subprocess.TimeoutExpired:
             pass
         finally:  # when this process is interrupted as well
+            if patience and process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=patience)
             _kill_session(process)
     return Ended(status, log.read_text(errors="replace"), time.monotonic() - began)
 

@@ -17,7 +17,7 @@ import torch
 
 from lomix_fast.testing.errors import is_out_of_memory, one_line
 from lomix_fast.testing.precision import full_float32
-from lomix_fast.testing.process import Ended, Process, TooLong
+from lomix_fast.testing.process import Ended, Process
 
 from .. import gate
 from ..cases import BenchmarkCase
@@ -25,9 +25,9 @@ from ..contenders import CONTENDERS, contender, plain_with
 from ..measure import percentiles
 from ..plain import plain_loss
 from ..worker import Memory, Session
-from .day import CRASHED, FAILED, HUNG, NO_MEMORY, SKIPPED, Clock, Day, Emit, Row
+from .day import FAILED, NO_MEMORY, SKIPPED, Clock, Day, Emit, Row
 from .right import BACKENDS
-from .workers import about, open_device, start
+from .workers import about, open_device, start, status_of
 
 # Who takes part; official computes in float32 whatever the logits are.
 CONTESTANTS = (*BACKENDS, "plain", "compile", "official")
@@ -199,8 +199,7 @@ class Field:
                 try:
                     emit(_launches_row(name, one, process.answer_within(until - time.monotonic())))
                 except Ended as error:
-                    status = SKIPPED if clock.left < 1 else _status(error)
-                    emit(Row("fast", name, one.name, "launches", status, note=_last_line(error)))
+                    emit(Row("fast", name, one.name, "launches", status_of(error, clock), note=_last_line(error)))
         finally:
             for process in processes.values():
                 process.close()
@@ -290,18 +289,13 @@ class Field:
         try:
             return ask(process)
         except Ended as error:
-            status = SKIPPED if isinstance(error, TooLong) and self._clock.left < 1 else _status(error)
-            emit(Row("fast", name, one.name, "step", status, note=_last_line(error)))
+            emit(Row("fast", name, one.name, "step", status_of(error, self._clock), note=_last_line(error)))
             process.close()
             if name == "compile":
                 del self._compiling[one.name]
             else:
                 del self._processes[name]
             return None
-
-
-def _status(error: Ended) -> str:
-    return HUNG if isinstance(error, TooLong) else CRASHED if error.exit_code is not None else FAILED
 
 
 def _last_line(error: Ended) -> str:

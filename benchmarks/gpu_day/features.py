@@ -22,8 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from . import build
 from .child import visible
 from .day import CRASHED, FAILED, HUNG, OK, SKIPPED, Clock, Day, Emit, Row
+from .workers import variables
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "test_gpu.py"
@@ -120,13 +122,8 @@ def _is_alone(name: str) -> bool:
 
 def environment(day: Day) -> dict[str, str]:
     """Environment of the processes: the package with what `build` has made of it comes before that of the sources."""
-    # Inductor's own pool would start a process for each core in each of ours.
-    few = {"TORCHINDUCTOR_COMPILE_THREADS": "4", "OMP_NUM_THREADS": "2"}
-    found = {**os.environ, **few, **day.variables, **visible(day.device), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    with suppress(ImportError):
-        from . import build
-
-        found |= build.environment(day)
+    found = {**os.environ, **variables(day), **visible(day.device), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    found |= build.environment(day)
     path = [one for one in found.get("PYTHONPATH", "").split(os.pathsep) if one]
     found["PYTHONPATH"] = os.pathsep.join(path if str(ROOT) in path else [*path, str(ROOT)])
     return found

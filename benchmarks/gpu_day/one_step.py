@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from lomix_fast import LoMixLoss, UntrainedLossWarning
 from lomix_fast.testing.cases import Case, case
 
 from ..cases import shrunk
-from ..problem import Problem, make_problem
+from ..contenders import contender
+from ..gate import results
+from ..problem import make_problem
 from .stand_in import StandInCuda, install, rehearsing
 
 _SMALL = "_small"
@@ -34,23 +34,6 @@ def named(name: str) -> Case:
     if name.endswith(_SMALL):
         return shrunk(case(name.removesuffix(_SMALL)), longest=16)
     return case(name)
-
-
-def prepare(problem: Problem, backend: str, device: str) -> tuple[LoMixLoss, list[torch.Tensor], torch.Tensor]:
-    """The loss with its parameters, logits that want gradients, and the target, all on a device."""
-    one = problem.case
-    criterion = LoMixLoss(
-        one.classes,
-        len(one.native),
-        operators=one.operators,
-        sigmoid=one.sigmoid,
-        squared_pred=one.squared,
-        impl=backend,
-        **one.rule,
-    )
-    criterion.to(device=device, dtype=problem.alpha.dtype).load_state_dict(problem.parameters)
-    logits = [z.to(device).requires_grad_() for z in problem.logits]
-    return criterion, logits, problem.target.to(device)
 
 
 @contextlib.contextmanager
@@ -73,24 +56,16 @@ def main(arguments: list[str]) -> int:
     if rehearsing():
         install()
     cuda = StandInCuda() if rehearsing() else torch.cuda
-    device = "cpu" if rehearsing() else "cuda"
-    warnings.filterwarnings("ignore", category=UntrainedLossWarning)
+    device = torch.device("cpu" if rehearsing() else "cuda:0")
     for name in names:
-        criterion, logits, target = prepare(make_problem(named(name)), backend, device)
-        leaves = [*logits, *criterion.parameters()]
-
-        def step(criterion: Any = criterion, logits: Any = logits, target: Any = target) -> torch.Tensor:
-            loss: torch.Tensor = criterion(logits, target)
-            loss.backward()
-            return loss.detach()
-
-        step()
+        prepared = contender(backend).prepare(make_problem(named(name)).to(device))
+        prepared.loss().backward()
         cuda.synchronize()
-        for leaf in leaves:
-            leaf.grad = None
+        prepared.clear()
         with watched(cuda):
-            loss = step()
-        finite = all(bool(x.isfinite().all()) for x in (loss, *(leaf.grad for leaf in leaves if leaf.grad is not None)))
+            loss = prepared.loss()
+            loss.backward()
+        finite = all(bool(value.isfinite().all()) for value in results(loss, prepared).values())
         print(f"{backend} {name} loss {float(loss):.6g}", flush=True)
         if not finite:
             print(f"{backend} {name}: loss or gradients are not finite", file=sys.stderr)

@@ -9,7 +9,7 @@ import torch
 
 from lomix_fast.testing.cases import Case
 
-from ..cases import BenchmarkCase, benchmark_case, pyramid
+from ..cases import BenchmarkCase, benchmark_case, pyramid, shrunk
 
 
 def _slices(name: str, batch: int, side: int = 224, classes: int = 9, dtype: torch.dtype = torch.float32) -> Case:
@@ -55,6 +55,5 @@ def problems(cases: Sequence[Case], rehearse: bool) -> list[BenchmarkCase]:
 
 
 def _tiny(one: Case) -> Case:
-    full = (8,) * len(one.full)
-    two = [tuple(max(2, 8 * n // whole) for n, whole in zip(size, one.full, strict=True)) for size in one.native[-2:]]
-    return replace(one, batch=1, classes=min(one.classes, 5), full=full, native=tuple(two))
+    few = replace(one, classes=min(one.classes, 5), native=one.native[-2:])
+    return replace(shrunk(few, longest=8, batch=1), name=one.name)

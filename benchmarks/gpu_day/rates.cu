@@ -209,54 +209,47 @@ extern "C" __global__ void __launch_bounds__(kThreads) copy(const float4* from, 
   }
 }
 
-// Matrices that are not zero: what a core draws, and so its clock, depends on the bits that change.
-extern "C" __global__ void __launch_bounds__(kThreads) matrix_half(int rounds, Span* span, float* out) {
-#if __CUDA_ARCH__ >= 800
+// Products of matrices that are not zero: what a core draws, and so its clock, depends on the bits that change.
+// `multiply` takes four sums of a lane and its parts of both factors.
+template <typename Multiply>
+__device__ void matrix(int rounds, Span* span, float* out, unsigned a, unsigned b, Multiply multiply) {
   float d[kTiles][4] = {};
-  for (int t = 0; t < kTiles; ++t) d[t][0] = static_cast<float>(t);            // no two products are the same
-  const unsigned a = 0x2c003000u ^ (threadIdx.x * 0x00130017u & 0x03ff03ffu);  // two halves of about 0.1
-  const unsigned b = 0x34002800u ^ (threadIdx.x * 0x002b0011u & 0x03ff03ffu);
+  for (int t = 0; t < kTiles; ++t) d[t][0] = static_cast<float>(t);  // no two products are the same
   const Stopwatch watch;
 #pragma unroll 1
   for (int i = 0; i < rounds; ++i) {
 #pragma unroll
-    for (int k = 0; k < kMmas; ++k) {
-      float* const to = d[k % kTiles];
-      asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %4, %5}, {%5, %4}, "
-          "{%0, %1, %2, %3};"
-          : "+f"(to[0]), "+f"(to[1]), "+f"(to[2]), "+f"(to[3])
-          : "r"(a), "r"(b));
-    }
+    for (int k = 0; k < kMmas; ++k) multiply(d[k % kTiles], a, b);
   }
   watch.end(span);
   float sum = 0;
   for (int t = 0; t < kTiles; ++t) sum += d[t][0] + d[t][1] + d[t][2] + d[t][3];
   out[thread_number()] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads) matrix_half(int rounds, Span* span, float* out) {
+#if __CUDA_ARCH__ >= 800
+  const unsigned a = 0x2c003000u ^ (threadIdx.x * 0x00130017u & 0x03ff03ffu);  // two halves of about 0.1
+  const unsigned b = 0x34002800u ^ (threadIdx.x * 0x002b0011u & 0x03ff03ffu);
+  matrix(rounds, span, out, a, b, [](float* to, unsigned a, unsigned b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %4, %5}, {%5, %4}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(to[0]), "+f"(to[1]), "+f"(to[2]), "+f"(to[3])
+        : "r"(a), "r"(b));
+  });
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads) matrix_tf32(int rounds, Span* span, float* out) {
 #if __CUDA_ARCH__ >= 800
-  float d[kTiles][4] = {};
-  for (int t = 0; t < kTiles; ++t) d[t][0] = static_cast<float>(t);  // no two products are the same
   const unsigned a = __float_as_uint(0.01f * static_cast<float>(threadIdx.x % 29 + 1));
   const unsigned b = __float_as_uint(0.01f * static_cast<float>(threadIdx.x % 31 + 1));
-  const Stopwatch watch;
-#pragma unroll 1
-  for (int i = 0; i < rounds; ++i) {
-#pragma unroll
-    for (int k = 0; k < kMmas; ++k) {
-      float* const to = d[k % kTiles];
-      asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %4, %5}, {%5, %4}, "
-          "{%0, %1, %2, %3};"
-          : "+f"(to[0]), "+f"(to[1]), "+f"(to[2]), "+f"(to[3])
-          : "r"(a), "r"(b));
-    }
-  }
-  watch.end(span);
-  float sum = 0;
-  for (int t = 0; t < kTiles; ++t) sum += d[t][0] + d[t][1] + d[t][2] + d[t][3];
-  out[thread_number()] = sum;
+  matrix(rounds, span, out, a, b, [](float* to, unsigned a, unsigned b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %4, %5}, {%5, %4}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(to[0]), "+f"(to[1]), "+f"(to[2]), "+f"(to[3])
+        : "r"(a), "r"(b));
+  });
 #endif
 }
 

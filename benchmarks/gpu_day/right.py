@@ -8,6 +8,7 @@ from dataclasses import replace
 from lomix_fast.doctor.checking import CaseOutcome, check_in_processes, compiles_together
 from lomix_fast.testing.cases import BENCHMARK_CASES, CASES, Case
 
+from ..cases import shrunk
 from .day import CRASHED, FAILED, HUNG, NO_MEMORY, OK, SKIPPED, Clock, Day, Emit, Row
 from .workers import about, open_device, variables
 
@@ -59,6 +60,4 @@ def _row(method: str, backend: str, outcome: CaseOutcome) -> Row:
 def _full_size(day: Day) -> list[Case]:
     if not day.rehearse:
         return list(BENCHMARK_CASES)
-    slices, volume = BENCHMARK_CASES
-    small = replace(slices, batch=1, full=(32, 32), native=((1, 1), (2, 2), (4, 4), (8, 8)))
-    return [small, replace(volume, full=(8,) * 3, native=((1,) * 3, (2,) * 3, (4,) * 3, (8,) * 3))]
+    return [replace(shrunk(one, longest=32 // len(one.full), batch=1), name=one.name) for one in BENCHMARK_CASES]

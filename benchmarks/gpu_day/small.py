@@ -6,12 +6,12 @@ import gc
 
 from lomix_fast.testing.errors import is_out_of_memory, one_line
 from lomix_fast.testing.precision import full_float32
-from lomix_fast.testing.process import Ended, Process, TooLong
+from lomix_fast.testing.process import Ended, Process
 
 from ..large_batch_rows import Patch, draw, row
 from ..large_batch_search import Trial, largest_batch
-from .day import CRASHED, FAILED, HUNG, SKIPPED, Clock, Day, Emit, Row
-from .workers import about, open_device, start
+from .day import SKIPPED, Clock, Day, Emit, Row
+from .workers import about, open_device, start, status_of
 
 # The losses that are compared, ours first; at one budget after the other, for time may not suffice for all.
 ROWS = ("lomix_cuda", "lomix_plain", "last_layer_plain", "deep_supervision_plain", "lomix_official", "lomix_triton")
@@ -126,11 +126,7 @@ def _search(
         return Row("small", name, case, what, SKIPPED, note=str(error))
     except Ended as error:
         processes.pop(name).close()
-        hung, died = isinstance(error, TooLong), error.exit_code is not None
-        if hung and clock.left < 1:
-            return Row("small", name, case, what, SKIPPED, note="time was up in the middle of the search")
-        status = HUNG if hung else CRASHED if died else FAILED
-        return Row("small", name, case, what, status, note=one_line(error))
+        return Row("small", name, case, what, status_of(error, clock), note=one_line(error))
     a_sample, fixed = found.a_sample, found.fixed
     note = f"another sample takes {a_sample.word} {a_sample.mib:.0f} MiB, none {fixed.word} {fixed.mib:.0f} MiB"
     note += "; the search ended at its own limit" if found.open_ended else ""

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from lomix_fast.testing.devices import Gpu
-from lomix_fast.testing.process import Process
+from lomix_fast.testing.process import Ended, Process, TooLong
 
-from .day import Day
+from .day import CRASHED, FAILED, HUNG, SKIPPED, Clock, Day
 
 
 def open_device(name: str) -> Gpu:
@@ -50,6 +50,13 @@ def about(day: Day) -> dict[str, Any]:
     """
     with start(day, "asking", Asking, day.device) as process:
         return process.ask("everything", seconds=60.0)
+
+
+def status_of(error: Ended, clock: Clock) -> str:
+    """What became of a process: one that is stopped because time is up has not hung."""
+    if isinstance(error, TooLong):
+        return SKIPPED if clock.left < 1 else HUNG
+    return FAILED if error.exit_code is None else CRASHED
 
 
 class Asking:

@@ -28,7 +28,7 @@ def peak_mib(device: Device, subject: str, workload: Case) -> float:
         DoesNotFitError: memory ran out, or the process was killed, which is what running out looks like on Linux.
         Exception: whatever the step raises; RuntimeError when its process fails or takes longer than five minutes.
     """
-    if device.where.type != "cpu" or not isinstance(device, Cpu):
+    if not isinstance(device, Cpu):
         device.release()
         return _measure(device, subject, workload)
     with Process(f"memory of {subject}", _Measuring, (torch.get_num_threads(),), environment=PLAIN_MALLOC) as process:
