@@ -1,4 +1,4 @@
-# make demo | test | check-cuda | versions | gpu-day | bench | bench-report | gpu-report | lint | format | clean | distclean
+# make demo | test | test-slow | check-cuda | versions | gpu-day | bench | bench-report | gpu-report | lint | format | clean | distclean
 # Only python3, make and g++ are assumed: each command makes .venv, installs the pinned tools of requirements-dev.txt and
 # requirements-peers.txt, and builds the extension when that has not been done yet or when C++ or setup files have changed.
 
@@ -10,13 +10,19 @@ CPP := $(shell find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name 
 LOMIX_FAST_BUILD ?= cpu
 export LOMIX_FAST_BUILD
 
-.PHONY: demo test check-cuda versions gpu-day bench bench-report gpu-report lint format clean distclean
+.PHONY: demo test test-slow check-cuda versions gpu-day bench bench-report gpu-report lint format clean distclean
 
 demo: .venv/package
 	$(BIN)/python -m lomix_fast demo
 
+# Minutes. A file stays with one process: it may make something once for all of its tests.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 test: .venv/package
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+# All the others: mostly GPU kernels that a CPU interprets or executes under sanitizers, then whole programs.
+test-slow: .venv/package
+	$(PYTEST) -m slow $(ARGS)
 
 # Builds everything for a CUDA torch in an environment of its own, .venv-cuda, and tries what runs there; no GPU needed.
 check-cuda:

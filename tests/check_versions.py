@@ -6,6 +6,7 @@ and tried; the Triton kernels of all shared cases are compiled for an H100; and 
 
     PYTHON312           the Python to take; default python3.12 if it runs, or one of pyenv
     VERSIONS_OPTIONAL   1: without nvcc say so, and leave out the CUDA extension
+    VERSIONS_SAMPLE     1: of the Triton kernels only those of triton_paths.py, a tenth of the time
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from build_scripts import ROOT
 from check_environment import Check
+from triton_paths import PATHS
 
 ARCHITECTURE = "9.0"
 _RUNS = "import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 12))"
@@ -64,7 +66,8 @@ def main() -> int:
     else:
         check.run([check.python, "-c", _STAGE])
     with check.step("compile the Triton kernels"):
-        check.run([check.python, "-m", "benchmarks.gpu_day.compile_triton"], **found)
+        chosen = sorted(PATHS) if os.environ.get("VERSIONS_SAMPLE") == "1" else []
+        check.run([check.python, "-m", "benchmarks.gpu_day.compile_triton", *chosen], **found)
     with check.step("rehearse a GPU day"):
         check.run([check.python, "-m", "benchmarks.gpu_day", "--rehearse"])
     check.summary()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from triton_paths import PATHS
 
 # Without a GPU the Triton kernels run in triton's interpreter, which has to be asked for before triton is imported. Not
 # where tests of a GPU are rehearsed, in which others stand in for them.
@@ -33,6 +34,19 @@ _COMMON = {
 settings.register_profile("repeat", derandomize=True, max_examples=25, **_COMMON)
 settings.register_profile("explore", max_examples=300, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs in triton's interpreter as slow, but for one case of each path.
+
+    The interpreter takes seconds where a kernel takes milliseconds.
+    """
+    for item in items:
+        chosen = item.callspec.params if hasattr(item, "callspec") else {}
+        path = item.name.startswith("test_forward_and_backward[") and chosen["one"].name in PATHS
+        if chosen.get("impl") == "triton" and not path:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -267,6 +267,7 @@ def test_the_floor_computes_exponentials(function: str, threads: int, monkeypatc
         gate.check("exp_floor", small, {"exponential": 1.1e-6})
 
 
+@pytest.mark.slow
 @NEEDS_FLOOR
 def test_a_floor_takes_its_turn_in_a_process_of_its_own() -> None:
     with Worker("exp_floor", CASES["tiny2d"], 1) as worker:
@@ -276,6 +277,7 @@ def test_a_floor_takes_its_turn_in_a_process_of_its_own() -> None:
         assert all(forward > 0 and backward > 0 for forward, backward in worker.repetitions(2))
 
 
+@pytest.mark.slow
 @NEEDS_FLOOR
 def test_a_floor_beside_a_loss_has_times_and_no_say_in_what_is_right(tmp_path) -> None:
     out = tmp_path / "figures.csv"
@@ -366,6 +368,7 @@ def test_capabilities_that_cannot_run_say_why(monkeypatch: pytest.MonkeyPatch) -
     assert capability.why_not("AVX2") == "this CPU has no AVX2"
 
 
+@pytest.mark.slow
 @NEEDS_FUSED
 def test_a_process_is_given_its_environment_and_ours_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(capability.VARIABLE, raising=False)

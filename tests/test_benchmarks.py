@@ -92,6 +92,7 @@ def test_a_run_writes_every_column_and_row(tmp_path: Path, capsys: pytest.Captur
     assert "times as much as the first line" in printed and "gate  eager" in printed
 
 
+@pytest.mark.slow
 def test_a_wrong_contender_turns_the_gate_red(others: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = others / "figures.csv"
     arguments = ["--subjects", "tiny3d", "--contenders", "plain,others:wrong", "--rounds", "1", "--threads", "1"]
@@ -195,6 +196,7 @@ def test_standard_cases_are_those_of_the_promises() -> None:
     assert shrunk(SYNAPSE, 64).native == ((2, 2), (4, 4), (7, 7), (14, 14))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is exact on Linux alone")
 def test_peak_memory_is_that_of_the_step(others: Path) -> None:
     """64 MiB held for a moment are seen; 128 MiB held since before the step, or used up before it, are not."""

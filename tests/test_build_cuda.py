@@ -14,6 +14,7 @@ import check_versions
 import pytest
 from build_scripts import CUDA, TOOLCHAIN, VARIABLES, build_cpp, build_cuda
 from check_environment import Check
+from triton_paths import PATHS
 
 from lomix_fast import _build_info
 
@@ -419,7 +420,8 @@ def test_the_checks_need_nvcc_unless_told_otherwise(check, optional, monkeypatch
     monkeypatch.setattr(check_versions, "python312", lambda: sys.executable)
     monkeypatch.setattr(Check, "make_environment", lambda check: None)
     monkeypatch.setattr(Check, "run", lambda check, command, **variables: ran.append(tuple(command[1:])))
-    monkeypatch.delenv(optional, raising=False)
+    for name in (optional, "VERSIONS_SAMPLE"):
+        monkeypatch.delenv(name, raising=False)
     assert check.main() == 1 and not ran
     assert "no nvcc was found in CUDA_HOME" in capsys.readouterr().err
     monkeypatch.setenv(optional, "1")
@@ -427,6 +429,9 @@ def test_the_checks_need_nvcc_unless_told_otherwise(check, optional, monkeypatch
     assert "no nvcc was found in CUDA_HOME" in capsys.readouterr().err
     without = [("-c", check_versions._STAGE), ("-m", "benchmarks.gpu_day.compile_triton")]
     assert ran[:2] == (without if check is check_versions else [])
+    monkeypatch.setenv("VERSIONS_SAMPLE", "1")
+    assert check.main() == 0
+    assert ran[-2:-1] == ([(*without[1], *sorted(PATHS))] if check is check_versions else [])
 
 
 def test_versions_takes_a_python_312_that_runs(monkeypatch, tmp_path, capsys):

@@ -38,6 +38,7 @@ def run_python(capability: str, *arguments: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.slow
 @needs_cpu
 @pytest.mark.parametrize("capability", ORDER)
 def test_all_cases_pass_on_every_capability(capability: str) -> None:

@@ -59,7 +59,13 @@ def fresh_compiler() -> None:
 VOLUMES = ("as published", "fixed", "pixels weighed", "regions")
 
 
-@pytest.mark.parametrize(("name", "axes"), [(n, 2) for n in USES] + [(n, 3) for n in VOLUMES])
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        pytest.param(name, axes, marks=[pytest.mark.slow] if name != "as published" else [])
+        for name, axes in [(n, 2) for n in USES] + [(n, 3) for n in VOLUMES]
+    ],
+)
 def test_one_graph(name: str, axes: int) -> None:
     """Every weighting, order, kind of target and weight of pixels; forward and backward, static shapes."""
     step, (image, call) = make(name, axes), draw(name, full=FULL[axes])
@@ -83,6 +89,7 @@ SIZES = {
 CHANGING = [("as published", c) for c in SIZES] + [("pixels weighed", "batch"), ("pruned", "space")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changing"), CHANGING)
 def test_compiled_once_while_training_on_sizes_that_change(name: str, changing: str) -> None:
     """dynamic=True, with steps of the optimizer between the calls, which move alpha and all other parameters."""

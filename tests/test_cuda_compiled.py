@@ -45,6 +45,7 @@ def sample() -> tuple[list[CudaCompiled], str]:
     return compile_cuda(_SAMPLE, 2)
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_a_sample_keeps_the_promises(sample: tuple[list[CudaCompiled], str]) -> None:
     compiled, _ = sample
@@ -52,6 +53,7 @@ def test_a_sample_keeps_the_promises(sample: tuple[list[CudaCompiled], str]) -> 
     assert [f"{v.promise}: {v.figure}" for v in judge_cuda(compiled) if v.kept is not True] == []
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_a_sample_is_what_the_table_says(sample: tuple[list[CudaCompiled], str]) -> None:
     compiled, version = sample

@@ -67,6 +67,7 @@ def plain(inputs: cuda_call.Inputs) -> tuple[torch.Tensor, torch.Tensor, list[to
     return stats[0], counts[0], logits, parameters
 
 
+@pytest.mark.slow
 @needs_nvcc
 @pytest.mark.parametrize("arch,classes,full", [("sm_80", 4, (1, 16, 24)), ("sm_90", 9, (8, 8, 8))])
 def test_machine_code_computes_the_statistics(arch: str, classes: int, full: tuple[int, int, int]) -> None:
@@ -76,6 +77,7 @@ def test_machine_code_computes_the_statistics(arch: str, classes: int, full: tup
     np.testing.assert_array_equal(machine.result("counts").sum(0)[1:], counts[1:])
 
 
+@pytest.mark.slow
 @needs_nvcc
 @pytest.mark.parametrize("arch,classes,full", [("sm_90", 4, (1, 16, 24)), ("sm_80", 9, (8, 8, 8))])
 def test_machine_code_computes_the_gradients(arch: str, classes: int, full: tuple[int, int, int]) -> None:
@@ -108,6 +110,7 @@ def gathered(machine: Machine, i: int) -> np.ndarray:
     return summed[(slice(None), *(slice(0, n) for n in size))]
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_a_tile_is_counted(tmp_path: Path) -> None:
     problem = Problem(2, 2, (2, 1))

@@ -27,7 +27,11 @@ TRAININGS = ("ddp", "fsdp", "compiled ddp", "beside ddp")
 Found = list[dict[str, dict[str, Any]]]  # by rank, then by check
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4], ids="{} ranks".format)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)],
+    ids="{} ranks".format,
+)
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What every rank of one torchrun found."""
     folder = tmp_path_factory.mktemp("ranks")
@@ -117,17 +121,20 @@ def two_ranks(how: str, seconds: float) -> tuple[list[subprocess.Popen[str]], st
     return ranks, err
 
 
+@pytest.mark.slow
 def test_a_rank_that_exits_gives_the_others_an_error() -> None:
     """Long before a timeout of an hour."""
     ranks, err = two_ranks("exit", 3600)
     assert ranks[0].returncode > 0 and "Error" in err
 
 
+@pytest.mark.slow
 def test_a_rank_that_stalls_gives_the_others_an_error_within_the_timeout() -> None:
     ranks, err = two_ranks("stall", 8)
     assert ranks[0].returncode > 0 and "imed out" in err
 
 
+@pytest.mark.slow
 def test_torchrun_ends_when_a_rank_dies() -> None:
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     begin = time.monotonic()

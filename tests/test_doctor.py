@@ -172,6 +172,7 @@ def test_slightly_wrong_gradients_are_found_and_not_timed(
     assert "4 failed" not in text and "2 failed:" in text and "off on cpu, only_add: gradient of logits[0]" in text
 
 
+@pytest.mark.slow
 def test_a_backend_that_raises_is_found(small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def raises(*_: object) -> tuple[Tensor, Tensor]:
         raise ZeroDivisionError("no blocks to launch")
@@ -184,6 +185,7 @@ def test_a_backend_that_raises_is_found(small: None, monkeypatch: pytest.MonkeyP
     assert report["selftest"]["checked"][1]["worst_ratio"] is None
 
 
+@pytest.mark.slow
 def test_a_nan_is_written_as_null(small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(BACKENDS, "nan", backend("nan", lambda gradients: [g * float("nan") for g in gradients]))
     status, report = selftest(tmp_path / "doctor.json")
@@ -191,6 +193,7 @@ def test_a_nan_is_written_as_null(small: None, monkeypatch: pytest.MonkeyPatch, 
     assert report["selftest"]["checked"][1]["worst_case"] == "only_add"
 
 
+@pytest.mark.slow
 def test_what_is_wrong_only_at_full_size_is_found(small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def change(gradients: list[Tensor]) -> list[Tensor]:
         return [g * (1.01 if g.shape[2:] == (32, 36) else 1) for g in gradients]
@@ -204,6 +207,7 @@ def test_what_is_wrong_only_at_full_size_is_found(small: None, monkeypatch: pyte
     assert [t["status"] for t in large] == ["wrong", "timed"] and large[0]["p50_ms"] is None
 
 
+@pytest.mark.slow
 def test_a_new_row_is_tested_and_the_interpreter_is_not_timed(
     small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +222,7 @@ def test_a_new_row_is_tested_and_the_interpreter_is_not_timed(
     assert "interpreter, not timed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["memory", "rounds"])
 def test_running_out_of_memory_is_a_result(
     small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, when: str, capsys: pytest.CaptureFixture[str]
@@ -244,6 +249,7 @@ def test_running_out_of_memory_is_a_result(
     assert "does not fit" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_report_is_one_text_for_an_issue(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKENDS, "off", backend("off", lambda logits: [1.01 * g for g in logits]))
     path = tmp_path / "new" / "issue.md"

@@ -185,6 +185,7 @@ def test_memory_on_the_cpu_is_that_of_a_fresh_process() -> None:
     assert 5 < peak.peak_mib(Cpu(), "reference", large) < 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
@@ -224,6 +225,7 @@ def test_where_triton_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_interpreted("triton", "cuda") and not any(is_interpreted(n, "cpu") for n in set(BACKENDS) - {"triton"})
 
 
+@pytest.mark.slow
 def test_rounds_end_when_a_busy_machine_makes_them_long(gpu: Gpu) -> None:
     patient, hasty = Effort(4, 3, 0.0, 1e9), Effort(4, 3, 0.0, 0.0)
     for effort, rounds in ((patient, 3), (hasty, 1)):

@@ -16,6 +16,7 @@ from benchmarks.gpu_day.promises import judge
 from benchmarks.gpu_day.record import COLUMNS, Spent, table
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_faults_are_reported_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -56,6 +56,7 @@ def found(tests: Path, seconds: float = 100, **options: object) -> dict[str, Row
     return by_name
 
 
+@pytest.mark.slow
 def test_each_test_is_reported_whatever_the_others_do(tests: Path) -> None:
     rows = found(tests, per_process=5, test_seconds=3.0)
     assert {name: row.status for name, row in rows.items()} == {
@@ -80,6 +81,7 @@ def test_each_test_is_reported_whatever_the_others_do(tests: Path) -> None:
     assert "was encountered" in log and "test_good[triton]: failed" in log and "test_good[cuda]" not in log
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_imported(tests: Path) -> None:
     tests.write_text("import nothing_of_that_name\n" + FAKE)
     rows = found(tests, per_process=5)
@@ -87,6 +89,7 @@ def test_a_file_that_cannot_be_imported(tests: Path) -> None:
     assert "nothing_of_that_name" in (tests.parent / "features.log").read_text()
 
 
+@pytest.mark.slow
 def test_when_time_is_up_the_running_test_is_stopped_and_the_others_are_said_to_be_missing(tests: Path) -> None:
     tests.write_text("import time\ndef test_a(): time.sleep(100)\ndef test_b(): pass\n")
     begin = time.monotonic()

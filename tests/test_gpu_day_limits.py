@@ -159,6 +159,7 @@ def _loop(listing: str) -> list[tuple[int, str, str]]:
     return max(loops, key=len, default=[])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90"])
 def test_compilers_leave_the_loops_of_rates_whole(arch: str, tmp_path: Path) -> None:
     if shutil.which("nvcc") is None:
@@ -522,6 +523,7 @@ def test_what_is_found_in_all_cases_together_is_not_lost(tmp_path: Path, monkeyp
     assert len(rows) == 2 * 2 * len(sanitizer.CASES) + 1 and {row.status for row in rows} == {OK, FAILED}
 
 
+@pytest.mark.slow
 def test_tools_that_hang_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _only(monkeypatch, tmp_path / "bin")
     monkeypatch.setattr(child, "_LONG_SECONDS", 0.5)

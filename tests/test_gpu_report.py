@@ -143,6 +143,7 @@ def test_unknown_architecture() -> None:
         programs_per_core("sm_1", 1, 1, 0)
 
 
+@pytest.mark.slow
 def test_a_kernel_is_compiled_and_read() -> None:
     code = (
         "import dataclasses, json; from benchmarks.gpu.compiled import compile_one;"
@@ -329,6 +330,7 @@ def test_tiles_lie_as_the_package_lays_them() -> None:
     assert spread.compulsory >= native + 6 * 224 * 224 * 8
 
 
+@pytest.mark.slow
 def test_counts_of_a_small_problem(tmp_path: Path) -> None:
     # Two scales: subsets {0}, {1}, {0, 1}; maps: 2 originals, then add, mul, cat, awf of both.
     classes = 2

@@ -90,6 +90,7 @@ def test_wrong_forms_are_named() -> None:
     assert judge_gradients(one, replace(right, gradients=without))[0].ratio == math.inf
 
 
+@pytest.mark.slow
 def test_checks_survive_python_o() -> None:
     code = (
         "from dataclasses import replace\n"

@@ -195,6 +195,7 @@ def test_a_process_answers_and_its_failures_are_told(others: Path) -> None:
     assert not is_running(pid)
 
 
+@pytest.mark.slow
 def test_a_process_that_passes_its_limit_is_killed_with_what_it_started(others: Path) -> None:
     with watched(others, limit_mib=1200.0) as process:
         pid = process.ask("times", 1)[2]
@@ -271,6 +272,7 @@ def test_the_gate_sees_gradients_that_are_wrong_missing_or_too_many() -> None:
         gate.check("one", PATCH.case("last_layer", 2), double)
 
 
+@pytest.mark.slow
 def test_a_wrong_row_is_never_measured(others: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = others / "figures.csv"
     small = ["--patch", "8", "--classes", "3", "--scales", "2", "--time-patch", "8", "--budget", "0.7"]
@@ -301,6 +303,7 @@ def test_samples_do_not_depend_on_the_batch() -> None:
 # --- a run ---
 
 
+@pytest.mark.slow
 @NEEDS_FUSED
 def test_a_small_run_measures_what_is_really_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two rows at batch 1. The peaks that are read cannot be smaller than what a step is bound to hold."""

@@ -105,6 +105,7 @@ def draw(*sizes: tuple[int, ...], batch: int = 2) -> tuple[list[Tensor], Tensor]
     return [torch.randn(batch, 3, *n) for n in sizes], torch.randint(3, (batch, *sizes[-1]))
 
 
+@pytest.mark.slow
 @backends
 @pytest.mark.parametrize(
     "options",

@@ -253,6 +253,7 @@ def test_package_without_extension_works_and_says_why(installed, tmp_path):
     assert "was not built: LOMIX_FAST_BUILD=none was set" in seen["backends"]["cpu"]
 
 
+@pytest.mark.slow
 def test_editable_install_maps_kernels(sdist, tmp_path):
     tree = shutil.copytree(sdist, tmp_path / "tree")
     stale = tree / "lomix_fast" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -173,6 +173,7 @@ def test_copies_keep_the_choice_and_the_count(twin: Callable[[LoMixLoss], LoMixL
 # Compiled -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compiled_in_one_graph_with_choices_from_outside() -> None:
     torch._dynamo.reset()
     criterion = make([], prune_every=None)

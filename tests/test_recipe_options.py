@@ -238,6 +238,7 @@ COMPILED: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_in_one_graph(name: str) -> None:
     torch._dynamo.reset()

@@ -154,6 +154,7 @@ def test_the_first_nan_takes_the_gradient_of_a_maximum(impl: str) -> None:
 # ---- under torch.compile ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["soft", "regions", "polyp"])
 @pytest.mark.parametrize("impl", NATIVE)
 def test_one_compilation_serves_every_size_of_a_dense_target(kind: str, impl: str) -> None:

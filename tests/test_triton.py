@@ -47,6 +47,7 @@ VOLUME = Case("tiled_volume", 1, 2, (5, 6, 9), ((2, 3, 4), (5, 6, 9)), operators
 MANY = dataclasses.replace(IMAGE, name="many", batch=1, classes=17, operators=("cat",), originals=())
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("tile", [(1, 1, 64), (1, 4, 16), (1, 8, 8)])
 @pytest.mark.parametrize("one", [IMAGE, SAME, MANY], ids=lambda c: c.name)
@@ -69,6 +70,7 @@ MANY_SOFT = dataclasses.replace(SOFT, name="many_soft", batch=1, classes=17, ope
 MANY_SIGMOID = dataclasses.replace(SIGMOID, name="many_sigmoid", batch=1, classes=17, operators=("cat",), originals=())
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("one", [GENERAL, SOFT, SIGMOID, MANY_SOFT, MANY_SIGMOID], ids=lambda c: c.name)
 def test_any_tile_under_general_targets(one: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +80,7 @@ def test_any_tile_under_general_targets(one: Case, monkeypatch: pytest.MonkeyPat
     check_gradients(one, got)
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("tile", [(2, 4, 8), (4, 8, 4)])
 def test_any_tile_of_a_volume(tile: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +100,7 @@ def test_flat_volumes(full: tuple[int, ...]) -> None:
     check_gradients(one, got)
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("name", ["native_larger", "volume_one_voxel", "scales_2"])
 def test_positions_in_int64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +147,7 @@ def test_neighbours_are_those_of_torch(full: int, native: int, at: float) -> Non
 # ---- numerical derivatives ----
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("operator", ["add", "mul", "cat", "awf", "sub", "avg", "max", "bounded mul"])
 def test_numerical_derivatives(operator: str) -> None:
@@ -203,6 +208,7 @@ def test_every_tile_is_done_once_within_the_memory_allowed(
     assert shares.chunks == 1 or shares.items * partial <= PARTIAL_BYTES
 
 
+@pytest.mark.slow
 @needs_triton
 def test_more_samples_than_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program goes on with the next sample, in sums of its own."""
@@ -266,6 +272,7 @@ print(json.dumps([float(loss), available_backends(), available_backends("cuda")[
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "absent", ["import sys; sys.modules['triton'] = None", "import importlib.util as u; f = u.find_spec; "
     "u.find_spec = lambda name, *a: None if name == 'triton' else f(name, *a)"]
@@ -277,6 +284,7 @@ def test_without_triton_everything_else_works(absent: str) -> None:
     assert "impl: got 'triton', which cannot run here: triton is not installed" in said
 
 
+@pytest.mark.slow
 @needs_triton
 def test_triton_that_cannot_be_imported_says_why() -> None:
     broken = "import sys; sys.modules['lomix_fast.kernels.launch'] = None"
@@ -285,6 +293,7 @@ def test_triton_that_cannot_be_imported_says_why() -> None:
     assert said.endswith("reinstall triton. Use impl='auto' to let it fall back")
 
 
+@pytest.mark.slow
 @needs_triton
 def test_an_old_triton_is_named() -> None:
     old = "import triton; triton.__version__ = '3.4.0'"
@@ -292,6 +301,7 @@ def test_an_old_triton_is_named() -> None:
     assert on_cpu["triton"] == "triton 3.4.0 is too old, expected 3.5 or newer; upgrade torch" and "too old" in said
 
 
+@pytest.mark.slow
 @needs_triton
 def test_cpu_tensors_need_the_interpreter() -> None:
     _, on_cpu, on_cuda, said = json.loads(look(_USE, TRITON_INTERPRET="0"))
@@ -353,6 +363,7 @@ def test_other_devices_are_refused() -> None:
     assert available_backends("meta")["triton"] == "the triton backend takes CUDA or ROCm tensors, not meta"
 
 
+@pytest.mark.slow
 @needs_triton
 def test_nothing_is_left_of_a_call() -> None:
     """Tables are kept for the next call; two problems that differ in one thing must not share one."""

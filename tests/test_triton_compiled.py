@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.timeout(900)
 def test_a_sample_compiles_without_spills_and_in_time() -> None:
@@ -48,6 +49,7 @@ print(json.dumps([asdict(compile_one(*one)) for one in json.loads(sys.argv[1])])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.timeout(900)
 def test_kernels_for_general_targets_and_all_operators_compile_without_spills() -> None:
