@@ -1,4 +1,4 @@
-# make demo | test | test-slow | check-cuda | versions | gpu-day | bench | bench-report | gpu-report | lint | format | clean | distclean
+# make demo | test | test-slow | fuzz | check-cuda | versions | gpu-day | bench | bench-report | gpu-report | lint | format | clean | distclean
 # Only python3, make and g++ are assumed: each command makes .venv, installs the pinned tools of requirements-dev.txt and
 # requirements-peers.txt, and builds the extension when that has not been done yet or when C++ or setup files have changed.
 
@@ -10,7 +10,7 @@ CPP := $(shell find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name 
 LOMIX_FAST_BUILD ?= cpu
 export LOMIX_FAST_BUILD
 
-.PHONY: demo test test-slow check-cuda versions gpu-day bench bench-report gpu-report lint format clean distclean
+.PHONY: demo test test-slow fuzz check-cuda versions gpu-day bench bench-report gpu-report lint format clean distclean
 
 demo: .venv/package
 	$(BIN)/python -m lomix_fast demo
@@ -23,6 +23,10 @@ test: .venv/package
 # All the others: mostly GPU kernels that a CPU interprets or executes under sanitizers, then whole programs.
 test-slow: .venv/package
 	$(PYTEST) -m slow $(ARGS)
+
+# Criteria and inputs drawn at random, others each time: ARGS="--examples 2000 --seed 1".
+fuzz: .venv/package
+	$(BIN)/python tests/fuzz.py $(ARGS)
 
 # Builds everything for a CUDA torch in an environment of its own, .venv-cuda, and tries what runs there; no GPU needed.
 check-cuda:
