@@ -12,11 +12,12 @@ Their state dict holds one raw weight per tensor (`original_weights.{i}`,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from .checkpoint import KEY, describe, maps_of
+from .checkpoint import KEY, CheckpointError, check_keys, describe, fault_of, maps_of
 from .loss import LoMixLoss
 from .official import WITH_MIXES, CombinatorialMutationsLossModule
 from .official_names import FUSION_NAMES, OUR_NAME, fusion_key, fusion_positions, their_names
@@ -53,14 +54,15 @@ def official_to_lomix(
         "awf_bias" [n] if `operators` has "awf"; all copies.
 
     Raises:
-        TypeError, ValueError: a key that is missing, unknown or of the wrong shape; operators in the
+        CheckpointError: a key that is missing, unknown, of the wrong type or shape; operators in the
             checkpoint and in the argument that differ. Nothing is dropped silently, except the fusion
             convolutions of a module whose `operators` lack "awf", which no map ever used.
+        TypeError, ValueError: another argument out of range.
 
     Source: keys as the authors' released module makes them (SPEC of LoMix).
     """
     plan = MixPlan.create(num_scales, tuple(operators))
-    rest = dict(state_dict)
+    rest = _entries(state_dict)
     out: dict[str, Tensor] = {}
     stored = _stored_operators(rest)
     learned = bool(stored) or any(key.startswith("original_weights.") for key in rest)
@@ -82,7 +84,7 @@ def official_to_lomix(
     if plan.uses_awf:
         out["awf_weight"], out["awf_bias"] = torch.cat(weights), torch.cat(biases)
     if rest:
-        raise ValueError(
+        raise CheckpointError(
             f"state_dict: got the unknown keys {sorted(rest)[:4]}, expected only those of the authors' "
             f"module with num_scales={num_scales}; check num_scales, and strip prefixes such as 'module.'"
         )
@@ -117,18 +119,19 @@ def lomix_to_official(
         never reads them.
 
     Raises:
-        TypeError, ValueError: learned "cat" convolutions without `drop_cat`; attention weights of another
-            sharing; a missing, unknown or misshapen entry; an unknown `fusion_name`.
+        CheckpointError: learned "cat" convolutions without `drop_cat`; attention weights of another
+            sharing; a missing, unknown or misshapen entry.
+        TypeError, ValueError: another argument out of range, such as an unknown `fusion_name`.
 
     Source: keys as the authors' released module makes them (SPEC of LoMix).
     """
     if fusion_name not in FUSION_NAMES:
         raise ValueError(f"fusion_name: got {fusion_name!r}, expected one of {FUSION_NAMES}")
     plan = MixPlan.create(num_scales, tuple(operators))
-    rest = dict(state_dict)
+    rest = _entries(state_dict)
     _check_description(rest, plan, num_classes)
     if not drop_cat and ("cat_weight" in rest or "cat_bias" in rest):
-        raise ValueError(
+        raise CheckpointError(
             "state_dict: got learned 'cat' convolutions, for which the authors' checkpoint has no place "
             "(they draw random ones at every call); pass drop_cat=True to leave them behind and accept that "
             "the loss changes"
@@ -145,8 +148,8 @@ def lomix_to_official(
     positions = fusion_positions(num_scales)
     if plan.uses_awf:
         rows = rest.get("awf_weight")
-        if rows is not None and rows.dim() == 2 and rows.shape[0] != len(positions):
-            raise ValueError(
+        if isinstance(rows, Tensor) and rows.dim() == 2 and rows.shape[0] != len(positions):
+            raise CheckpointError(
                 f"awf_weight: got {rows.shape[0]} rows, expected {len(positions)}; the authors' module "
                 "shares attention by subset size and position, so only awf_sharing='size' can be converted"
             )
@@ -160,7 +163,7 @@ def lomix_to_official(
         out[prefix + "weight"] = weight[row].reshape(1, num_classes, 1, 1).clone()
         out[prefix + "bias"] = bias[row : row + 1].clone()
     if rest:
-        raise ValueError(
+        raise CheckpointError(
             f"state_dict: got the unknown keys {sorted(rest)[:4]}, expected only those of LoMixLoss with "
             f"operators={plan.operators}; check operators, and strip prefixes such as 'module.'"
         )
@@ -174,12 +177,12 @@ def _check_description(state_dict: dict[str, Tensor], plan: MixPlan, num_classes
         return
     for name, value in maps_of(num_classes, plan).items():
         if found[name] != value:
-            raise ValueError(
+            raise CheckpointError(
                 f"state_dict: got the checkpoint of a LoMixLoss with {name}={found[name]!r}, expected {value!r}; pass "
                 "num_classes, num_scales and operators of that criterion, which must mix every subset of its scales"
             )
     if found["awf_sharing"] not in (None, "size") and plan.num_scales > 2:
-        raise ValueError(
+        raise CheckpointError(
             f"state_dict: got the checkpoint of a LoMixLoss with awf_sharing={found['awf_sharing']!r}, expected "
             "'size': the authors' module shares attention by subset size and position"
         )
@@ -302,6 +305,20 @@ def _copy_generator(source: torch.Generator | None, to: torch.Generator | None) 
         to.set_state(source.get_state())
 
 
+def _entries(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries, to be taken out one after the other; all tensors but the description on one device."""
+    check_keys(state_dict)
+    entries = dict(state_dict)
+    places = {key: value.device for key, value in entries.items() if isinstance(value, Tensor) and key != KEY}
+    for (before, expected), (key, device) in pairwise(places.items()):
+        if device != expected:
+            raise CheckpointError(
+                f"state_dict: got {key} on device {device}, expected {expected} as {before} is; load the file with "
+                "map_location='cpu'"
+            )
+    return entries
+
+
 def _stored_operators(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     """{our name: their name} of the operators whose weights an authors' state dict holds."""
     stored: dict[str, str] = {}
@@ -309,24 +326,26 @@ def _stored_operators(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
         if key.startswith("synthesized_weights."):
             theirs = key.split(".")[1]
             if theirs not in OUR_NAME:
-                raise ValueError(
+                raise CheckpointError(
                     f"state_dict: got weights of the operator {theirs!r}, expected operators out of {tuple(OUR_NAME)}"
                 )
             if stored.setdefault(OUR_NAME[theirs], theirs) != theirs:
-                raise ValueError("state_dict: got weights of both 'wf' and 'weighted_fusion', expected one of the two")
+                raise CheckpointError(
+                    "state_dict: got weights of both 'wf' and 'weighted_fusion', expected one of the two"
+                )
     return stored
 
 
 def _take_alpha(rest: dict[str, Tensor], plan: MixPlan, stored: Mapping[str, str]) -> list[Tensor]:
     """Remove the raw weights from `rest` and return them in the map order of the plan, each [1]."""
     if set(stored) != set(plan.operators):
-        raise ValueError(
+        raise CheckpointError(
             f"operators: got {plan.operators}, but the checkpoint holds weights of {tuple(stored)}; pass "
             "exactly those, in the order of the criterion to be loaded"
         )
     originals = sum(key.startswith("original_weights.") for key in rest)
     if originals != plan.num_scales:
-        raise ValueError(
+        raise CheckpointError(
             f"num_scales: got {plan.num_scales}, but the checkpoint holds {originals} original weights; "
             "LoMixLoss mixes all the scales it supervises, so the two must agree"
         )
@@ -340,11 +359,13 @@ def _take_alpha(rest: dict[str, Tensor], plan: MixPlan, stored: Mapping[str, str
 def _take(rest: dict[str, Tensor], key: str, shape: tuple[int, ...]) -> Tensor:
     """Remove one entry and return it detached, or raise if it is missing or misshapen."""
     if key not in rest:
-        raise ValueError(
+        raise CheckpointError(
             f"state_dict: got no {key!r}, expected a tensor {list(shape)} there; check num_scales and operators"
         )
     value = rest.pop(key)
-    _check_shape(key, value, shape)
+    fault = fault_of(value, shape, meta=True)
+    if fault is not None:
+        raise CheckpointError(f"state_dict: got {key} {fault}; check num_classes and num_scales")
     return value.detach()
 
 

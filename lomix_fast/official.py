@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backends import BACKENDS
+from .checkpoint import KEY, CheckpointError, check_keys, faulty_entries
 from .checks import check_logits
 from .mixing import awf_rows, draw_cat
 from .official_checks import (
@@ -316,11 +317,43 @@ class CombinatorialMutationsLossModule(nn.Module):
         """Read a state dict that `save_weights` has written, here or in the authors' module; tensors only.
 
         Raises:
-            RuntimeError: keys or shapes differ from those of this module, as `load_state_dict` reports them.
+            CheckpointError: keys or shapes differ from those of this module; nothing has been loaded.
             pickle.UnpicklingError: the file holds more than tensors.
         """
         self.load_state_dict(torch.load(load_path, map_location="cpu", weights_only=True))
         _LOGGER.info("Loaded the weights of the loss from %s", load_path)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch.nn.Module has it, but what does not fit as a whole is refused before any of it is loaded.
+
+        Raises:
+            CheckpointError: an entry of the wrong type or shape; with `strict` also one that is missing or unknown.
+        """
+        self._check_checkpoint(state_dict, "", strict, assign)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        """The same where this module is part of another."""
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        self._check_checkpoint(state_dict, prefix, False, assign)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+    def _check_checkpoint(self, state_dict: Mapping[str, Any], prefix: str, strict: bool, assign: bool) -> None:
+        check_keys(state_dict)
+        if prefix + KEY in state_dict:
+            raise CheckpointError(
+                f"state_dict: got that of a LoMixLoss, with an entry {prefix + KEY!r}, expected that of this module; "
+                "lomix_fast.convert.lomix_to_official(state_dict, num_classes=..., num_scales=...) makes one"
+            )
+        wrong = ", ".join(faulty_entries(self, state_dict, prefix, strict, assign))
+        if wrong:
+            raise CheckpointError(
+                f"state_dict: got {wrong}, expected the entries of a module with original_num_maps="
+                f"{self.original_num_maps}, num_classes={self.num_classes}, selecetd_num_maps={self.num_maps} and "
+                f"operations={self.operations}; make this module as that of the checkpoint was"
+            )
 
     def extra_repr(self) -> str:
         """Text shown by print(module)."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .checkpoint import KEY, CheckpointError, describe
+from .checkpoint import KEY, CheckpointError, check_keys, describe, fault_of, plan_of
 from .distributed import is_sharded
 from .loss import LoMixLoss
 from .mixing import awf_rows
@@ -52,6 +52,7 @@ def transfer(
         raise ValueError(
             "criterion: got one that FSDP has sharded, expected whole parameters; transfer before fully_shard"
         )
+    check_keys(state_dict)
     state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     plan, sharing, classes, expected = _origin(state_dict, source)
     if set(state_dict) - {KEY} != expected:
@@ -71,9 +72,9 @@ def transfer(
         "awf_bias": (rows,),
     }
     for name, shape in shapes.items():
-        if name in expected and tuple(state_dict[name].shape) != shape:
-            found = tuple(state_dict[name].shape)
-            raise CheckpointError(f"state_dict: got {name} {found}, expected {shape} as its description says")
+        fault = fault_of(state_dict[name], shape) if name in expected else None
+        if fault is not None:
+            raise CheckpointError(f"state_dict: got {name} {fault} as its description says")
     theirs = {name: value for name, value in state_dict.items() if name in shapes and name in own}
     if classes != criterion.num_classes:  # every mixing parameter has an axis of classes
         theirs = {name: value for name, value in theirs.items() if name == "alpha"}
@@ -114,8 +115,7 @@ def _origin(state_dict: Mapping[str, Tensor], source: LoMixLoss | None) -> tuple
         return source.plan, source.awf_sharing, source.num_classes, {name for name, _ in source.named_parameters()}
     if source is not None:
         raise ValueError("source: got a criterion, expected None because this checkpoint describes its own")
-    chosen = found["subsets"] if found["operators"] else None
-    plan = MixPlan.create(found["num_scales"], tuple(found["operators"]), tuple(found["originals"]), subsets=chosen)
+    plan = plan_of(found)
     names = {"alpha"} if found["weighting"] != "fixed" else set()
     names |= {"cat_weight", "cat_bias"} if found["concat"] == "learned" else set()
     names |= {"awf_weight", "awf_bias"} if found["awf_sharing"] is not None else set()
@@ -131,10 +131,10 @@ def _numbering(theirs: MixPlan, ours: MixPlan, scales: Sequence[int] | None) -> 
                 "criterion, expected for each scale of the checkpoint, coarsest first, its number in the criterion"
             )
         return list(range(theirs.num_scales))
-    numbers = list(scales)
-    fits = len(numbers) == theirs.num_scales and numbers == sorted(set(numbers))
+    numbers = list(scales) if isinstance(scales, Sequence) else []
     # Numbers past the last one name scales that the criterion lacks.
-    if not fits or any(type(i) is not int or i < 0 for i in numbers):
+    are_numbers = len(numbers) == theirs.num_scales and all(type(i) is int and i >= 0 for i in numbers)
+    if not are_numbers or numbers != sorted(set(numbers)):
         raise ValueError(
             f"scales: got {scales!r}, expected {theirs.num_scales} increasing numbers of at least 0, one for each "
             "scale of the checkpoint"

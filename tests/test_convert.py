@@ -234,7 +234,7 @@ def damaged(change) -> dict[str, Tensor]:
         (
             lambda s: s.update({"original_weights.0": torch.zeros(2)}),
             {},
-            ["original_weights.0: got shape (2,)"],
+            ["got original_weights.0 [2] (expected [1])"],
         ),
         (lambda s: None, {"operators": ("add",)}, ["operators: got ('add',)", "('add', 'awf')"]),
         (lambda s: None, {"operators": ("add", "awf", "mul")}, ["operators: got ('add', 'awf', 'mul')"]),
@@ -242,7 +242,7 @@ def damaged(change) -> dict[str, Tensor]:
         (
             lambda s: None,
             {"num_classes": 5},
-            ["weight_convs.0.weight: got shape (1, 3, 1, 1)", "num_classes"],
+            ["weight_convs.0.weight [1, 3, 1, 1] (expected [1, 5, 1, 1])", "num_classes"],
         ),
         (
             lambda s: None,
@@ -267,7 +267,7 @@ def test_damaged_official_checkpoints(change, arguments, words):
     "change,arguments,words",
     [
         (lambda s: s.pop("awf_bias"), {}, ["state_dict: got no 'awf_bias'"]),
-        (lambda s: s.update({"alpha": torch.zeros(3)}), {}, ["alpha: got shape (3,), expected (11,)"]),
+        (lambda s: s.update({"alpha": torch.zeros(3)}), {}, ["got alpha [3] (expected [11])"]),
         (lambda s: s.update({"module.alpha": torch.zeros(3)}), {}, ["unknown keys ['module.alpha']"]),
         (
             lambda s: s.update({"alpha": torch.zeros(7)}),

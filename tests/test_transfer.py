@@ -138,7 +138,7 @@ def test_format_1_needs_a_source() -> None:
         transfer(state, target)
     found = alpha_of(transfer(state, target, source=LoMixLoss(3, 2, operators=("add",))), target)
     assert found["add_0_1"] == source.alpha[2] and found["mul_0_1"] == 0
-    with pytest.raises(CheckpointError, match=r"alpha \(3,\), expected \(4,\)"):
+    with pytest.raises(CheckpointError, match=r"alpha \[3\] \(expected \[4\]\)"):
         transfer(state, target, source=LoMixLoss(3, 2, operators=("add", "mul")))
     with pytest.raises(ValueError, match="source: got a criterion, expected None"):
         transfer(source.state_dict(), target, source=source)
