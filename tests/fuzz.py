@@ -1,4 +1,4 @@
-"""`make fuzz`: test_fuzz.py with many examples, once for every width of vectors that the CPU kernel has on this machine.
+"""`make fuzz`: test_fuzz.py with many examples, once for each width of vectors that the CPU kernel has on this machine.
 
     python tests/fuzz.py [--examples 2000] [--seed N]
 
