@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .constants import Configured
 from .distributed import is_sharded
 from .mixing import AWF_SHARING
 from .options import CONCAT
@@ -221,7 +222,7 @@ def faulty_entries(
     return faults
 
 
-class Checkpointed(nn.Module):
+class Checkpointed(Configured):
     """The part of `LoMixLoss` that reads and writes state dicts.
 
     Beside the parameters they hold one entry, a uint8 tensor with a text in it (JSON), so that whatever stores
@@ -311,6 +312,7 @@ class Checkpointed(nn.Module):
         if prefix + KEY in missing_keys:
             missing_keys.remove(prefix + KEY)
         self._hook_parameters()  # with assign=True they are others
+        self._place_constants()
 
     def _check_checkpoint(self, state_dict: Mapping[str, Any], prefix: str, strict: bool, assign: bool) -> None:
         """Refuse what is damaged or belongs to another criterion.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .backends import BACKENDS
 from .checkpoint import Checkpointed
 from .checks import check_logits, check_order, plain, refuse_stack
+from .constants import Constant, refuse_meta
 from .distributed import SharedByRanks, map_losses_over_ranks, whole
 from .mixing import AWF_SHARING, awf_rows, draw_awf, draw_cat
 from .ops import map_stats
@@ -93,7 +94,8 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         alpha: Parameter [M], unless the weights are fixed.
         cat_weight, cat_bias: Parameters [K, C, C] and [S, C], with "cat" learned.
         awf_weight, awf_bias: Parameters [rows, C] and [rows], with "awf"; see `lomix_fast.mixing.awf_rows`.
-        weight, ce_weight: the class weights, copied, as buffers that no checkpoint holds, or None.
+        weight, ce_weight: the class weights as given, float64 on the CPU, or None. They belong to the configuration: no
+            checkpoint holds them, no cast of the criterion rounds them, and writing to these copies changes nothing.
         plan: the `MixPlan` of all maps. map_names: tuple of M names such as "orig_3" or "add_0_1".
 
     Raises:
@@ -108,9 +110,9 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
     cat_bias: nn.Parameter | None
     awf_weight: nn.Parameter | None
     awf_bias: nn.Parameter | None
-    weight: Tensor | None
-    ce_weight: Tensor | None
-    _awf_index: Tensor | None
+    _weight: Constant | None
+    _ce_weight: Constant | None
+    _awf_index: Constant | None
 
     def __init__(
         self,
@@ -185,8 +187,8 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         operators, weighting = check_mode(num_scales, supervision, operators, weighting, mul, subsets, max_subset_size)
         check_pruning(prune_below, prune_every, weighting, supervision)
         self._start_sharing(process_group, concat if "cat" in operators else "learned")
-        self.register_buffer("ce_weight", ce_class_weights(ce_weight, num_classes), persistent=False)
-        self.register_buffer("weight", dice_class_weights(weight, num_classes, include_background), persistent=False)
+        self._ce_weight = _constant(ce_class_weights(ce_weight, num_classes))
+        self._weight = _constant(dice_class_weights(weight, num_classes, include_background))
         originals = (num_scales - 1,) if supervision == "last_layer" and type(num_scales) is int else None
         options: dict[str, Any] = {"squared": squared_pred, "sigmoid": sigmoid}
         self._chosen: dict[str, Any] = {"subsets": subsets, "max_subset_size": max_subset_size}
@@ -198,6 +200,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         self.supervision, self.concat, self.awf_sharing = supervision, concat, awf_sharing
         self.weighting, self.order, self.impl, self.structure = weighting, order, impl, structure
         self._make_parameters()
+        self._place_constants()
         self._start_watching()
 
     @classmethod
@@ -221,7 +224,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
             self.register_parameter(name, None)
         self._generator: torch.Generator | None = None
         rows, index = awf_rows(self.plan, self.awf_sharing)
-        self.register_buffer("_awf_index", torch.tensor(index) if self.plan.uses_awf else None, persistent=False)
+        self._awf_index = Constant(index, torch.int64) if self.plan.uses_awf else None
         if self.weighting != "fixed":
             self.alpha = nn.Parameter(torch.zeros(self.plan.num_maps))
         if self.plan.uses_cat and self.concat == "learned":
@@ -234,6 +237,16 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         if self.plan.uses_awf:
             weight, bias = draw_awf(rows, self.num_classes)
             self.awf_weight, self.awf_bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    @property
+    def weight(self) -> Tensor | None:
+        """Factors of each class's Dice, [C], [C - 1] or a scalar, float64 on the CPU; None without."""
+        return None if self._weight is None else self._weight.on(torch.device("cpu")).clone()
+
+    @property
+    def ce_weight(self) -> Tensor | None:
+        """Weights of the classes in cross-entropy, [C], float64 on the CPU; None without."""
+        return None if self._ce_weight is None else self._ce_weight.on(torch.device("cpu")).clone()
 
     @property
     def map_names(self) -> tuple[str, ...]:
@@ -276,10 +289,14 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         """Losses of the maps of the plan, and whether any pixel counts."""
         group = self._ranks.group() if self._ranks is not None and self.training else None
         cat_weight = cat_bias = awf_weight = awf_bias = None
+        device = maps[0].device
+        ce_weight = None if self._ce_weight is None else self._ce_weight.on(device)
+        weight = None if self._weight is None else self._weight.on(device)
         if plan.uses_cat:
-            cat_weight, cat_bias = self._cat_parameters(maps[0].device)
+            cat_weight, cat_bias = self._cat_parameters(device)
         if plan.uses_awf and self.awf_weight is not None and self.awf_bias is not None and self._awf_index is not None:
-            awf_weight, awf_bias = self.awf_weight[self._awf_index], self.awf_bias[self._awf_index]
+            index = self._awf_index.on(self.awf_weight.device)
+            awf_weight, awf_bias = self.awf_weight[index], self.awf_bias[index]
         reading = dict(self.reading)
         target, weight_map, reading["ignore_index"] = weigh_pixels(
             target,
@@ -296,7 +313,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
             target,
             plan,
             weight_map=weight_map,
-            ce_weight=self.ce_weight,
+            ce_weight=ce_weight,
             cat_weight=cat_weight,
             cat_bias=cat_bias,
             awf_weight=awf_weight,
@@ -305,8 +322,8 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
             **reading,
         )
         if group is not None:
-            return map_losses_over_ranks(stats, target_stats, group, weight=self.weight, **self.recipe)
-        return map_losses(stats, target_stats, weight=self.weight, **self.recipe), counts_any(target_stats)
+            return map_losses_over_ranks(stats, target_stats, group, weight=weight, **self.recipe)
+        return map_losses(stats, target_stats, weight=weight, **self.recipe), counts_any(target_stats)
 
     def forward(
         self,
@@ -371,7 +388,9 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         return maps if self.order == "coarse_to_fine" else maps[::-1]
 
     def _check_device(self, device: torch.device) -> None:
-        for own in (*self.parameters(), *self.buffers()):  # a loop, as torch.compile of 2.8 cannot trace next()
+        for own in self.parameters():  # a loop, as torch.compile of 2.8 cannot trace next()
+            if own.is_meta and device.type != "meta":
+                refuse_meta(type(self).__name__, list(self.named_parameters()))
             if own.device != device:
                 raise ValueError(
                     f"logits: got device {device}, expected {own.device} where this criterion lives; move it with "
@@ -391,7 +410,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         options = {**self.recipe, **self.reading, "squared_pred": self.plan.squared, "structure": self.structure}
         options |= {"mul": "bounded" if self.plan.bounded else "logits", **self._chosen}
         for name, value in (("weight", self.weight), ("ce_weight", self.ce_weight)):
-            options[name] = value if value is None or value.is_meta else value.tolist()
+            options[name] = None if value is None else value.tolist()
         defaults = inspect.signature(LoMixLoss).parameters
         changed = "".join(f", {name}={v!r}" for name, v in options.items() if v != defaults[name].default)
         return (
@@ -399,3 +418,8 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
             f"operators={self.plan.operators}, maps={self.plan.num_maps}, weighting={self.weighting!r}, "
             f"order={self.order!r}, impl={self.impl!r}{changed}{shared}{pruned if self.prune_below > 0 else ''}"
         )
+
+
+def _constant(weights: Tensor | None) -> Constant | None:
+    """Class weights as numbers, on no device and of no dtype that the criterion may be moved to."""
+    return None if weights is None else Constant(weights.tolist(), torch.float64)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .backends import BACKENDS
 from .checkpoint import KEY, CheckpointError, check_keys, faulty_entries
 from .checks import check_logits
+from .constants import Configured, Constant, refuse_meta
 from .mixing import awf_rows, draw_cat
 from .official_checks import (
     check_ce,
@@ -65,7 +66,7 @@ class WeightedFusion(nn.Module):
         self.weight_convs = nn.ModuleList([nn.Conv2d(num_classes, 1, 1) for _ in range(num_stages)])
 
 
-class CombinatorialMutationsLossModule(nn.Module):
+class CombinatorialMutationsLossModule(Configured):
     """The authors' LoMix loss module, computed by `lomix_fast.map_stats`.
 
     Every output map and every mixture of the first `selecetd_num_maps` of them is given the loss lc1 * CE +
@@ -102,8 +103,6 @@ class CombinatorialMutationsLossModule(nn.Module):
 
     Source: behaviour of the module released with Rahman and Marculescu, "LoMix", NeurIPS 2025.
     """
-
-    _fusion_rows: Tensor
 
     def __init__(
         self,
@@ -144,8 +143,8 @@ class CombinatorialMutationsLossModule(nn.Module):
         self.weighted_fusion_modules = nn.ModuleDict(
             {str(size): WeightedFusion(size, num_classes) for size in range(2, selecetd_num_maps + 1)}
         )
-        rows = torch.tensor(awf_rows(self._whole, "size")[1])  # [K]
-        self.register_buffer("_fusion_rows", rows, persistent=False)
+        self._fusion_rows = Constant(awf_rows(self._whole, "size")[1], torch.int64)  # [K]
+        self._place_constants()
         self._generator: torch.Generator | None = None
         if self._whole.uses_cat:
             # Last, and only if needed: under one seed the fusion convolutions start as the authors' do.
@@ -260,7 +259,8 @@ class CombinatorialMutationsLossModule(nn.Module):
             keys = [fusion_key(size, position) for size, position in fusion_positions(self.num_maps)]
             rows = torch.cat([self.get_parameter(key + "weight").reshape(1, -1) for key in keys])  # [n, C]
             biases = torch.cat([self.get_parameter(key + "bias") for key in keys])  # [n]
-            parameters |= {"awf_weight": rows[self._fusion_rows], "awf_bias": biases[self._fusion_rows]}
+            index = self._fusion_rows.on(rows.device)
+            parameters |= {"awf_weight": rows[index], "awf_bias": biases[index]}
         return parameters
 
     def _mixed_maps(self, maps: list[Tensor], cat_weight: Tensor | None, cat_bias: Tensor | None) -> list[Tensor]:
@@ -285,11 +285,14 @@ class CombinatorialMutationsLossModule(nn.Module):
         for coarse, fine in pairwise(sizes):
             if any(c > f for c, f in zip(coarse, fine, strict=True)):
                 raise ValueError(f"output_maps: got sizes {sizes}, expected the coarsest map first; reverse the list")
-        if maps[0].device != self._fusion_rows.device:
-            raise ValueError(
-                f"output_maps: got device {maps[0].device}, expected {self._fusion_rows.device}, where this "
-                f"module is; move it with .to({str(maps[0].device)!r})"
-            )
+        if maps[0].device.type != "meta":
+            refuse_meta(type(self).__name__, list(self.named_parameters()))
+        for own in self.parameters():
+            if maps[0].device != own.device:
+                raise ValueError(
+                    f"output_maps: got device {maps[0].device}, expected {own.device}, where this module is; move it "
+                    f"with .to({str(maps[0].device)!r})"
+                )
         return maps
 
     def print_weights(self) -> None:

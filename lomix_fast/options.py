@@ -187,7 +187,12 @@ def class_weights(name: str, value: Any, count: int, reason: str, device: torch.
         raise ValueError(f"{name}: got shape {tuple(weights.shape)}, expected [{count}], {reason}")
     if device is not None:
         return weights
-    if weights.device.type != "meta" and not bool((weights.isfinite() & (weights >= 0)).all()):
+    if weights.is_meta:
+        raise ValueError(
+            f"{name}: got a tensor on the meta device, which has no values, expected numbers; under "
+            "torch.device('meta') pass a list, as no checkpoint holds class weights"
+        )
+    if not bool((weights.isfinite() & (weights >= 0)).all()):
         raise ValueError(f"{name}: got {weights.tolist()}, expected finite numbers of at least 0")
     return weights.clone()
 
@@ -201,7 +206,7 @@ def _from_numbers(name: str, value: Any, device: torch.device | None) -> Tensor:
     for item in value:
         check_number(name, item, Real)
     if device is None or device.type == "cpu" or not value:
-        return torch.tensor([float(item) for item in value], dtype=_WIDEST)
+        return torch.tensor([float(item) for item in value], dtype=_WIDEST, device="cpu")
     # Not a copy from the host, for which the call would wait and which no CUDA graph may capture.
     return torch.stack([torch.full((), float(item), dtype=_WIDEST, device=device) for item in value])
 
@@ -232,7 +237,7 @@ def dice_class_weights(
         )
     if isinstance(value, Real):
         check_number("weight", value, Real)
-        return torch.full((), float(value), dtype=_WIDEST, device=device)
+        return torch.full((), float(value), dtype=_WIDEST, device=device or "cpu")
     if isinstance(value, Tensor) and value.dim() == 0:
         return class_weights("weight", value.reshape(1), 1, "one number", device)[0]
     if include_background:

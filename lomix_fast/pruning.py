@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .constants import Constant
 from .plan import MixPlan
 
 _log = logging.getLogger("lomix_fast")
@@ -67,9 +68,7 @@ class PrunedMaps(nn.Module):
     prune_every: int | None
     _counts_calls: bool  # stored, because torch.compile(dynamic=True) compiles twice over a float like prune_below
     _active: MixPlan
-    # Numbers of the active maps, int64; None for all of them. No buffer: those that come and go confuse whoever walks
-    # through the buffers of a model, such as DistributedDataParallel and AveragedModel.
-    _active_index: Tensor | None
+    _active_index: Constant | None  # numbers of the active maps, int64; None for all of them
 
     def _start_pruning(self, plan: MixPlan, prune_below: float, prune_every: int | None) -> None:
         """Start with all maps of `plan` active."""
@@ -101,8 +100,7 @@ class PrunedMaps(nn.Module):
         if len(kept) == self.plan.num_maps:
             self._active, self._active_index = self.plan, None
         else:
-            device = next(self.parameters()).device  # so that no captured or compiled step has to move it
-            self._active, self._active_index = self.plan.select(kept), torch.tensor(kept, device=device)
+            self._active, self._active_index = self.plan.select(kept), Constant(kept, torch.int64)
 
     def _weights(self) -> Tensor:
         raise NotImplementedError
@@ -182,15 +180,13 @@ class PrunedMaps(nn.Module):
         active = self.plan.select(kept)
         if active != self._active:
             self._report(active, values)
-            index = None if active == self.plan else torch.tensor(kept, device=weights.device)
-            self._active, self._active_index = active, index
+            self._active, self._active_index = active, None if active == self.plan else Constant(kept, torch.int64)
+            self._active_on(weights.device)  # so that no captured or compiled step has to copy it there
         self._calls_left = self.prune_every or 0
 
     def _active_on(self, device: torch.device) -> Tensor | None:
         """Numbers of the active maps, int64 on the device; None for all maps."""
-        if self._active_index is not None and self._active_index.device != device:  # the criterion has moved since
-            self._active_index = self._active_index.to(device)
-        return self._active_index
+        return None if self._active_index is None else self._active_index.on(device)
 
     def _report(self, active: MixPlan, weights: list[float]) -> None:
         before, after = set(self.active_maps), set(active.map_names)

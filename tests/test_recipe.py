@@ -193,7 +193,7 @@ def test_every_option_of_the_function_is_that_of_the_criterion(name: str) -> Non
     # Class 3 is absent, and no class as frequent as another.
     target = (torch.rand(3, 5, 7) < 0.6).long() * torch.randint(1, 3, (3, 5, 7)) if classes > 1 else pixels > 0.6
     options.pop("squared_pred", None), options.pop("sigmoid", None)  # the plan has them
-    rows = criterion._awf_index
+    rows = criterion._awf_index.on(torch.device("cpu"))
     parameters = {
         "cat_weight": criterion.cat_weight,
         "cat_bias": criterion.cat_bias,
