@@ -13,8 +13,8 @@ class Constant:
     """Numbers of a configuration, as a tensor on whichever device asks for them.
 
     No buffer: one that checkpoints leave out is garbage after a module has been made on the meta device, and one of
-    floats is rounded by `module.half()`. Every device keeps its tensor, so replicas on several share one of these, and a
-    captured CUDA graph may read it for as long as the module lives.
+    floats is rounded by `module.half()`. Every device keeps its tensor, so replicas on several share one of these, and
+    a captured CUDA graph may read it for as long as the module lives.
 
     Args:
         values: a number or a list of numbers.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .checks import check_logits
 from .ops import map_stats
-from .options import ce_class_weights, check_recipe, dice_class_weights
+from .options import ce_class_weights, check_recipe, dice_class_weights, is_weighted_mean, without_common_factor
 from .pixels import weigh_pixels
 from .plan import MixPlan
 from .recipe import map_losses, total_loss
@@ -104,6 +104,8 @@ def lomix_loss(
         **recipe,
     )
     of_ce = ce_class_weights(ce_weight, num_classes, maps[0].device)
+    if of_ce is not None and is_weighted_mean(target, maps[0].dim(), plan.sigmoid):
+        of_ce = without_common_factor(of_ce)
     of_dice = dice_class_weights(weight, num_classes, include_background, maps[0].device)
     target, weight_map, ignore_index = weigh_pixels(
         target,

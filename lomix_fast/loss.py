@@ -26,6 +26,8 @@ from .options import (
     check_mode,
     check_recipe,
     dice_class_weights,
+    is_weighted_mean,
+    without_common_factor,
 )
 from .pixels import weigh_pixels
 from .plan import OPERATORS, MixPlan
@@ -112,6 +114,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
     awf_bias: nn.Parameter | None
     _weight: Constant | None
     _ce_weight: Constant | None
+    _ce_factors: Constant | None
     _awf_index: Constant | None
 
     def __init__(
@@ -187,7 +190,9 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         operators, weighting = check_mode(num_scales, supervision, operators, weighting, mul, subsets, max_subset_size)
         check_pruning(prune_below, prune_every, weighting, supervision)
         self._start_sharing(process_group, concat if "cat" in operators else "learned")
-        self._ce_weight = _constant(ce_class_weights(ce_weight, num_classes))
+        of_ce = ce_class_weights(ce_weight, num_classes)
+        self._ce_weight = _constant(of_ce)
+        self._ce_factors = None if of_ce is None else _constant(without_common_factor(of_ce))
         self._weight = _constant(dice_class_weights(weight, num_classes, include_background))
         originals = (num_scales - 1,) if supervision == "last_layer" and type(num_scales) is int else None
         options: dict[str, Any] = {"squared": squared_pred, "sigmoid": sigmoid}
@@ -290,7 +295,8 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         group = self._ranks.group() if self._ranks is not None and self.training else None
         cat_weight = cat_bias = awf_weight = awf_bias = None
         device = maps[0].device
-        ce_weight = None if self._ce_weight is None else self._ce_weight.on(device)
+        of_ce = self._ce_factors if is_weighted_mean(target, maps[0].dim(), plan.sigmoid) else self._ce_weight
+        ce_weight = None if of_ce is None else of_ce.on(device)
         weight = None if self._weight is None else self._weight.on(device)
         if plan.uses_cat:
             cat_weight, cat_bias = self._cat_parameters(device)

@@ -220,6 +220,27 @@ def ce_class_weights(value: Any, num_classes: int, device: torch.device | None =
     return None if value is None else class_weights("ce_weight", value, num_classes, "one weight a class", device)
 
 
+def is_weighted_mean(target: Any, axes: int, sigmoid: bool) -> bool:
+    """Whether cross-entropy is divided by class weights: for class numbers, not for one value a class.
+
+    Args:
+        target: as the user gave it.
+        axes: of the logits.
+        sigmoid: of the criterion.
+    """
+    return not sigmoid and isinstance(target, Tensor) and (target.dim() != axes or target.shape[1] == 1)
+
+
+def without_common_factor(weights: Tensor) -> Tensor:
+    """Class weights [C] of softmax cross-entropy times a power of two, float32 or float64, the largest in [1, 2).
+
+    A common factor of theirs cancels; without it their sums neither overflow nor vanish in float32.
+    """
+    wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    largest = wide.amax().clamp(min=torch.finfo(wide.dtype).tiny)  # all may be 0
+    return wide * torch.exp2(-torch.log2(largest).floor())
+
+
 def dice_class_weights(
     value: Any, num_classes: int, include_background: bool, device: torch.device | None = None
 ) -> Tensor | None:
