@@ -105,6 +105,16 @@ class PrunedMaps(nn.Module):
     def _weights(self) -> Tensor:
         raise NotImplementedError
 
+    def _replicate_for_data_parallel(self) -> Any:
+        """Refuse replicas that would have to count calls: what they count is lost with them, after one call."""
+        if self._counts_calls and self.training and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"prune_every: got {self.prune_every} in torch.nn.DataParallel, whose replicas forget the calls that "
+                "they count, expected None: pass prune_every=None and call criterion.update_pruning() between steps, "
+                "or use DistributedDataParallel"
+            )
+        return super()._replicate_for_data_parallel()
+
     @property
     def active_maps(self) -> tuple[str, ...]:
         """Names of the maps that enter the loss now, in order; all of them unless `prune_below` has dropped some."""

@@ -226,3 +226,14 @@ def test_compiled_with_a_count_of_calls() -> None:
         assert criterion.dropped_maps == ("orig_0", "orig_1")[: 1 if call < 3 else 2]
         lower(criterion, ["orig_1"])
     assert len(set(frames)) == 2
+
+
+def test_replicas_that_would_count_calls_are_refused_and_others_use_the_choice() -> None:
+    """DataParallel makes new ones for every call, so whatever they count or choose is lost."""
+    criterion = make(["cat_0_1"], prune_every=1)
+    with pytest.raises(RuntimeError, match=r"prune_every: got 1 in torch\.nn\.DataParallel.*prune_every=None and call"):
+        criterion._replicate_for_data_parallel()
+    criterion.eval()._replicate_for_data_parallel()
+    criterion = make(["cat_0_1"], prune_every=None)
+    criterion.update_pruning()
+    assert criterion._replicate_for_data_parallel().dropped_maps == criterion.dropped_maps == ("cat_0_1",)
