@@ -57,12 +57,12 @@ class NetworkWithLoss(nn.Module):
         Raises:
             ValueError: a mask or weight map without a target.
         """
+        if target is None and (mask is not None or weight_map is not None):
+            raise ValueError("target: got None with a mask or weight_map, expected the labels they belong to")
         output = self.network(images)
         if target is not None:
             options = {"mask": mask, "weight_map": weight_map}
             return self.criterion(output, target, **{name: v for name, v in options.items() if v is not None})
-        if mask is not None or weight_map is not None:
-            raise ValueError("target: got None with a mask or weight_map, expected the labels they belong to")
         return output
 
 

@@ -293,13 +293,18 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
     ) -> tuple[Tensor, Tensor]:
         """Losses of the maps of the plan, and whether any pixel counts."""
         group = self._ranks.group() if self._ranks is not None and self.training else None
-        cat_weight = cat_bias = awf_weight = awf_bias = None
+        cat_weight = cat_bias = awf_weight = awf_bias = generator = None
         device = maps[0].device
         of_ce = self._ce_factors if is_weighted_mean(target, maps[0].dim(), plan.sigmoid) else self._ce_weight
         ce_weight = None if of_ce is None else of_ce.on(device)
         weight = None if self._weight is None else self._weight.on(device)
         if plan.uses_cat:
-            cat_weight, cat_bias = self._cat_parameters(device)
+            held: tuple[Tensor | None, Tensor | None] = (self.cat_weight, self.cat_bias)
+            cat_weight, cat_bias = held
+            if self._generator is not None:
+                generator = self._generator.clone_state()  # so that a call that raises has drawn nothing
+                drawn = draw_cat(self.plan, self.num_classes, generator)
+                cat_weight, cat_bias = drawn[0].to(device), drawn[1].to(device)
         if plan.uses_awf and self.awf_weight is not None and self.awf_bias is not None and self._awf_index is not None:
             index = self._awf_index.on(self.awf_weight.device)
             awf_weight, awf_bias = self.awf_weight[index], self.awf_bias[index]
@@ -327,6 +332,8 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
             impl=self.impl,
             **reading,
         )
+        if generator is not None and self._generator is not None:
+            self._generator.set_state(generator.get_state())
         if group is not None:
             return map_losses_over_ranks(stats, target_stats, group, weight=weight, **self.recipe)
         return map_losses(stats, target_stats, weight=weight, **self.recipe), counts_any(target_stats)
@@ -376,12 +383,6 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         idle += [] if active.uses_cat else [self.cat_weight, self.cat_bias]
         idle += [] if active.uses_awf else [self.awf_weight, self.awf_bias]
         return no_gradient_from(idle, like)
-
-    def _cat_parameters(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        if self._generator is None:
-            return self.cat_weight, self.cat_bias
-        weight, bias = draw_cat(self.plan, self.num_classes, self._generator)
-        return weight.to(device), bias.to(device)
 
     def _check(self, logits: Sequence[Tensor]) -> list[Tensor]:
         """Check the list against this criterion and return it coarsest first."""

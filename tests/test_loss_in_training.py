@@ -12,7 +12,7 @@ import torch
 from common import NATIVE
 from torch import Tensor, nn
 
-from lomix_fast import LoMixLoss, MixPlan, map_stats
+from lomix_fast import LoMixLoss, MixPlan, map_stats, with_loss
 
 backends = pytest.mark.parametrize("impl", NATIVE)
 
@@ -222,3 +222,21 @@ def test_nothing_but_the_inputs_is_saved_for_backward() -> None:
     saved = [t for t in stats.grad_fn.saved_tensors if t is not None]
     given = {t.data_ptr() for t in (*logits, target)}
     assert {t.data_ptr() for t in saved} == given and len(saved) == 4
+
+
+def test_a_call_that_raises_draws_nothing() -> None:
+    criterion = LoMixLoss(3, 2, concat="resampled")
+    before = criterion.state_dict()["_extra_state"]
+    logits = [torch.randn(1, 3, 4, 4), torch.randn(1, 3, 8, 8)]
+    with pytest.raises(ValueError, match="label"):
+        criterion(logits, torch.full((1, 8, 8), 7))
+    assert torch.equal(criterion.state_dict()["_extra_state"], before)
+    criterion(logits, torch.zeros(1, 8, 8, dtype=torch.long))
+    assert not torch.equal(criterion.state_dict()["_extra_state"], before)
+
+
+def test_a_weight_map_without_target_is_refused_before_the_network_runs() -> None:
+    network = torch.nn.BatchNorm2d(3)
+    with pytest.raises(ValueError, match="target: got None with a mask"):
+        with_loss(network, LoMixLoss(3, 2))(torch.randn(2, 3, 4, 4), mask=torch.ones(2, 4, 4))
+    assert network.num_batches_tracked.item() == 0
