@@ -21,6 +21,7 @@ from .options import (
     MUL,
     ORDER,
     SUPERVISION,
+    WIDEST,
     ce_class_weights,
     check_choice,
     check_mode,
@@ -299,12 +300,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         ce_weight = None if of_ce is None else of_ce.on(device)
         weight = None if self._weight is None else self._weight.on(device)
         if plan.uses_cat:
-            held: tuple[Tensor | None, Tensor | None] = (self.cat_weight, self.cat_bias)
-            cat_weight, cat_bias = held
-            if self._generator is not None:
-                generator = self._generator.clone_state()  # so that a call that raises has drawn nothing
-                drawn = draw_cat(self.plan, self.num_classes, generator)
-                cat_weight, cat_bias = drawn[0].to(device), drawn[1].to(device)
+            cat_weight, cat_bias, generator = self._cat_parameters(device)
         if plan.uses_awf and self.awf_weight is not None and self.awf_bias is not None and self._awf_index is not None:
             index = self._awf_index.on(self.awf_weight.device)
             awf_weight, awf_bias = self.awf_weight[index], self.awf_bias[index]
@@ -384,6 +380,17 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         idle += [] if active.uses_awf else [self.awf_weight, self.awf_bias]
         return no_gradient_from(idle, like)
 
+    def _cat_parameters(self, device: torch.device) -> tuple[Tensor | None, Tensor | None, torch.Generator | None]:
+        """Weights and biases, and the generator as it is after them if they were drawn.
+
+        Drawn from a copy, so that a call that raises has drawn nothing.
+        """
+        if self._generator is None:
+            return self.cat_weight, self.cat_bias, None
+        generator = self._generator.clone_state()
+        weight, bias = draw_cat(self.plan, self.num_classes, generator)
+        return weight.to(device), bias.to(device), generator
+
     def _check(self, logits: Sequence[Tensor]) -> list[Tensor]:
         """Check the list against this criterion and return it coarsest first."""
         maps = check_logits(logits)
@@ -429,4 +436,4 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
 
 def _constant(weights: Tensor | None) -> Constant | None:
     """Class weights as numbers, on no device and of no dtype that the criterion may be moved to."""
-    return None if weights is None else Constant(weights.tolist(), torch.float64)
+    return None if weights is None else Constant(weights.tolist(), WIDEST)

@@ -20,7 +20,7 @@ MUL = ("logits", "bounded")
 ABSENT_CLASSES = ("include", "exclude")
 
 # What numbers are kept in: float64, but with Apple's GPUs, to which none can be moved.
-_WIDEST = torch.float32 if torch.backends.mps.is_available() else torch.float64
+WIDEST = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
@@ -182,7 +182,7 @@ def class_weights(name: str, value: Any, count: int, reason: str, device: torch.
     if weights.dtype not in FLOAT_DTYPES:
         if weights.dtype.is_complex or weights.dtype == torch.bool:
             raise TypeError(f"{name}: got dtype {weights.dtype}, expected a sequence or tensor of numbers")
-        weights = weights.to(_WIDEST)
+        weights = weights.to(WIDEST)
     if tuple(weights.shape) != (count,):
         raise ValueError(f"{name}: got shape {tuple(weights.shape)}, expected [{count}], {reason}")
     if device is not None:
@@ -206,9 +206,9 @@ def _from_numbers(name: str, value: Any, device: torch.device | None) -> Tensor:
     for item in value:
         check_number(name, item, Real)
     if device is None or device.type == "cpu" or not value:
-        return torch.tensor([float(item) for item in value], dtype=_WIDEST, device="cpu")
+        return torch.tensor([float(item) for item in value], dtype=WIDEST, device="cpu")
     # Not a copy from the host, for which the call would wait and which no CUDA graph may capture.
-    return torch.stack([torch.full((), float(item), dtype=_WIDEST, device=device) for item in value])
+    return torch.stack([torch.full((), float(item), dtype=WIDEST, device=device) for item in value])
 
 
 def ce_class_weights(value: Any, num_classes: int, device: torch.device | None = None) -> Tensor | None:
@@ -258,7 +258,7 @@ def dice_class_weights(
         )
     if isinstance(value, Real):
         check_number("weight", value, Real)
-        return torch.full((), float(value), dtype=_WIDEST, device=device or "cpu")
+        return torch.full((), float(value), dtype=WIDEST, device=device or "cpu")
     if isinstance(value, Tensor) and value.dim() == 0:
         return class_weights("weight", value.reshape(1), 1, "one number", device)[0]
     if include_background:
