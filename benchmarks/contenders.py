@@ -61,6 +61,7 @@ def _module(impl: str) -> Callable[[Problem], Prepared]:
         criterion = LoMixLoss(
             case.classes,
             len(case.native),
+            order="coarse_to_fine",
             operators=case.operators,
             subsets=case.subsets,
             max_subset_size=case.max_subset_size,

@@ -64,7 +64,9 @@ def _criterion(
     name: str, impl: str, problem: Problem, options: dict[str, Any], call: Callable[[Problem], dict[str, Any]]
 ) -> Prepared:
     case = problem.case
-    criterion = LoMixLoss.preset(name, case.classes, len(case.native), impl=impl, **options).to(problem.alpha.dtype)
+    criterion = LoMixLoss.preset(name, case.classes, len(case.native), impl=impl, order="coarse_to_fine", **options).to(
+        problem.alpha.dtype
+    )
     given = {key: value for key, value in problem.parameters.items() if key in criterion.state_dict()}
     criterion.load_state_dict(given)
     logits = [z.requires_grad_() for z in problem.logits]

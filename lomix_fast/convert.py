@@ -224,6 +224,7 @@ def module_to_lomix(module: CombinatorialMutationsLossModule) -> LoMixLoss:
         weighting="softplus" if module.use_learnable_weights else "fixed",
         lambda_ce=module.lc1,
         lambda_dice=module.lc2,
+        order="coarse_to_fine",
         impl=module.impl,
     )
     state = official_to_lomix(

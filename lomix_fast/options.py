@@ -29,6 +29,21 @@ def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
         raise ValueError(f"{name}: got {value!r}, expected one of {tuple(known)}")
 
 
+def check_stacked_dim(value: Any) -> None:
+    """Raise unless `value` is None or an axis at which scales can be stacked before the classes, 0 or 1.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if value is not None and type(value) is not int:
+        raise TypeError(f"stacked_dim: got {value!r}, expected None, 0 or 1")
+    if value not in (None, 0, 1):
+        raise ValueError(
+            f"stacked_dim: got {value!r}, expected None, 0 or 1, the axis of the scales in a tensor [B, L, C, *native] "
+            "or [L, B, C, *native]; otherwise pass logits.unbind(axis)"
+        )
+
+
 def check_flag(name: str, value: Any) -> None:
     """Raise TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
