@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .caller import stacklevel_outside
 from .plan import MAX_SCALES, MixPlan
@@ -23,6 +24,19 @@ _WHOLE = {torch.float16: 2**11, torch.bfloat16: 2**8, torch.float32: 2**24, torc
 def plain(tensor: Any) -> Any:
     """Unwrap a MONAI MetaTensor; everything else is returned as it is."""
     return tensor.as_tensor() if type(tensor).__name__ == "MetaTensor" else tensor
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether there is anything to read in a tensor: not on the meta device, nor inside a FakeTensorMode."""
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Raise TypeError for a sparse or nested tensor."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+        way_out = "pad it with torch.nested.to_padded_tensor" if tensor.is_nested else "call .to_dense()"
+        raise TypeError(f"{name}: got {kind}, expected a dense tensor; {way_out} first")
 
 
 def check_logits(logits: Any) -> list[Tensor]:
@@ -48,8 +62,7 @@ def check_logits(logits: Any) -> list[Tensor]:
             raise TypeError(f"logits[{i}]: got {type(z).__name__}, expected a torch.Tensor")
         if z.dtype not in FLOAT_DTYPES:
             raise TypeError(f"logits[{i}]: got dtype {z.dtype}, expected one of {FLOAT_DTYPES}")
-        if z.layout != torch.strided:
-            raise TypeError(f"logits[{i}]: got layout {z.layout}, expected a dense tensor; call .to_dense() first")
+        check_dense(f"logits[{i}]", z)
         if not 3 <= z.dim() <= 5:
             raise ValueError(
                 f"logits[{i}]: got shape {tuple(z.shape)}, expected [B, C, *native] with 1, 2 or 3 spatial axes"
@@ -66,7 +79,8 @@ def check_logits(logits: Any) -> list[Tensor]:
             ("device", z.device, first.device),
         ):
             if got != want:
-                raise ValueError(f"logits[{i}]: got {what} {got}, expected {want} as logits[0] has")
+                way_out = "; convert all of them, with .float() or to the narrower type" if what == "dtype" else ""
+                raise ValueError(f"logits[{i}]: got {what} {got}, expected {want} as logits[0] has{way_out}")
     return maps
 
 
@@ -167,6 +181,7 @@ def check_target(target: Any, first: Tensor, sigmoid: bool = False, ignore_index
     if not isinstance(target, Tensor):
         way_out = "; of one a scale pass that of full size" if isinstance(target, (list, tuple)) else ""
         raise TypeError(f"target: got {type(target).__name__}, expected a torch.Tensor of labels{way_out}")
+    check_dense("target", target)
     if target.dtype.is_complex or target.is_quantized or (target.is_floating_point() and target.dtype not in _WHOLE):
         raise TypeError(f"target: got dtype {target.dtype}, expected an integer, bool or whole-number float dtype")
     if target.requires_grad:
@@ -224,6 +239,8 @@ def check_rule(ignore_index: Any, label_smoothing: Any, weighted_ce: Any, sigmoi
     """
     if ignore_index is not None and type(ignore_index) is not int:
         raise TypeError(f"ignore_index: got {ignore_index!r}, expected None or an int")
+    if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: got {ignore_index}, expected a number that int64 holds, such as 255 or -1")
     if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)):
         raise TypeError(f"label_smoothing: got {label_smoothing!r}, expected a number from 0 to 1")
     if not 0 <= label_smoothing <= 1:
@@ -280,6 +297,7 @@ def check_weight_map(weight_map: Any, target: Tensor, first: Tensor, name: str =
     weight_map = plain(weight_map)
     if not isinstance(weight_map, Tensor):
         raise TypeError(f"{name}: got {type(weight_map).__name__}, expected a torch.Tensor")
+    check_dense(name, weight_map)
     if weight_map.dtype not in (*FLOAT_DTYPES, torch.bool):
         raise TypeError(
             f"{name}: got dtype {weight_map.dtype}, expected a float dtype or bool; convert it with .float() or .bool()"
@@ -316,6 +334,7 @@ def check_ce_weight(ce_weight: Any, first: Tensor) -> Tensor | None:
     if not isinstance(ce_weight, Tensor) or ce_weight.dtype not in FLOAT_DTYPES:
         found = getattr(ce_weight, "dtype", type(ce_weight).__name__)
         raise TypeError(f"ce_weight: got {found}, expected a float tensor")
+    check_dense("ce_weight", ce_weight)
     if ce_weight.requires_grad:
         raise ValueError("ce_weight: got a tensor that requires a gradient, of which there is none; detach it")
     if tuple(ce_weight.shape) != (first.shape[1],):
@@ -358,6 +377,7 @@ def check_parameters(
             raise ValueError(f"{name}: got a tensor, expected None because the plan makes no {operator!r} map")
         if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
             raise TypeError(f"{name}: got {getattr(value, 'dtype', type(value).__name__)}, expected a float tensor")
+        check_dense(name, value)
         if tuple(value.shape) != shape:
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {shape}")
         if value.device != first.device:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .checks import check_logits, split_stack
+from .checks import check_dense, check_logits, split_stack
 from .ops import map_stats
 from .options import ce_class_weights, check_recipe, check_stacked_dim, dice_class_weights
 from .pixels import weigh_pixels
@@ -79,10 +79,13 @@ def lomix_loss(
         )
     if not isinstance(weights, Tensor) or not weights.is_floating_point():
         raise TypeError(f"weights: got {getattr(weights, 'dtype', type(weights).__name__)}, expected a float tensor")
+    check_dense("weights", weights)
     if tuple(weights.shape) != (plan.num_maps,):
         raise ValueError(f"weights: got shape {tuple(weights.shape)}, expected [{plan.num_maps}], one weight per map")
     check_stacked_dim(stacked_dim)
     maps = check_logits(split_stack(logits, stacked_dim))
+    if weights.device != maps[0].device:
+        raise ValueError(f"weights: got device {weights.device}, expected {maps[0].device} as the logits have")
     num_classes = maps[0].shape[1]
     recipe: dict[str, Any] = {
         "lambda_ce": lambda_ce,

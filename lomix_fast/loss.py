@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from .backends import BACKENDS
 from .checkpoint import Checkpointed
-from .checks import check_logits, check_order, full_target, scales_or_map, warn_of_order
+from .checks import check_logits, check_order, full_target, has_numbers, scales_or_map, warn_of_order
 from .distributed import SharedByRanks, map_losses_over_ranks, whole
-from .mixing import AWF_SHARING, awf_rows, draw_awf, draw_cat
+from .mixing import AWF_SHARING, awf_rows, draw_awf, draw_cat, new_generator
 from .ops import map_stats
 from .options import (
     CONCAT,
@@ -238,9 +238,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
             weight, bias = draw_cat(self.plan, self.num_classes)
             self.cat_weight, self.cat_bias = nn.Parameter(weight), nn.Parameter(bias)
         elif self.plan.uses_cat:
-            # From the global generator, so that torch.manual_seed before construction fixes the draws.
-            seed = int(torch.randint(2**62, (), device="cpu"))
-            self._generator = torch.Generator().manual_seed(seed)
+            self._generator = new_generator()
         if self.plan.uses_awf:
             weight, bias = draw_awf(rows, self.num_classes)
             self.awf_weight, self.awf_bias = nn.Parameter(weight), nn.Parameter(bias)
@@ -258,7 +256,10 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         return self._weights().detach()
 
     def _weights(self) -> Tensor:
-        return torch.ones(self.plan.num_maps) if self.alpha is None else map_weights(whole(self.alpha), self.weighting)
+        if self.alpha is not None:
+            return map_weights(whole(self.alpha), self.weighting)
+        device = next((own.device for own in (*self.parameters(), *self.buffers())), None)
+        return torch.ones(self.plan.num_maps, device=device)
 
     def map_losses(
         self,
@@ -414,7 +415,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         options["stacked_dim"] = self.stacked_dim
         options |= {"mul": "bounded" if self.plan.bounded else "logits", **self._chosen}
         for name, value in (("weight", self.weight), ("ce_weight", self.ce_weight)):
-            options[name] = value if value is None or value.is_meta else value.tolist()
+            options[name] = value.tolist() if value is not None and has_numbers(value) else value
         defaults = inspect.signature(LoMixLoss).parameters
         changed = "".join(f", {name}={v!r}" for name, v in options.items() if v != defaults[name].default)
         return (

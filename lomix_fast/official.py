@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .backends import BACKENDS
 from .checkpoint import KEY, CheckpointError, check_keys, faulty_entries
 from .checks import check_logits
-from .mixing import awf_rows, draw_cat
+from .mixing import awf_rows, draw_cat, new_generator
 from .official_checks import (
     check_ce,
     check_choice,
@@ -149,7 +149,7 @@ class CombinatorialMutationsLossModule(nn.Module):
         self._generator: torch.Generator | None = None
         if self._whole.uses_cat:
             # Last, and only if needed: under one seed the fusion convolutions start as the authors' do.
-            self._generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
+            self._generator = new_generator()
 
     def forward(
         self,

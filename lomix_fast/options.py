@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import FLOAT_DTYPES, check_rule, plain
+from .checks import FLOAT_DTYPES, check_dense, check_rule, has_numbers, plain
 from .plan import KNOWN_OPERATORS, ONE_SCALE, OPERATORS
 
 SUPERVISION = ("lomix", "mutation", "deep_supervision", "last_layer")
@@ -189,6 +189,7 @@ def class_weights(name: str, value: Any, count: int, reason: str, device: torch.
     """
     value = plain(value)
     if isinstance(value, Tensor):
+        check_dense(name, value)
         weights = value.detach()
         if device is not None and weights.device != device:
             raise ValueError(f"{name}: got device {weights.device}, expected {device} as the logits have")
@@ -202,7 +203,7 @@ def class_weights(name: str, value: Any, count: int, reason: str, device: torch.
         raise ValueError(f"{name}: got shape {tuple(weights.shape)}, expected [{count}], {reason}")
     if device is not None:
         return weights
-    if weights.device.type != "meta" and not bool((weights.isfinite() & (weights >= 0)).all()):
+    if isinstance(value, Tensor) and has_numbers(weights) and not bool((weights.isfinite() & (weights >= 0)).all()):
         raise ValueError(f"{name}: got {weights.tolist()}, expected finite numbers of at least 0")
     return weights.clone()
 
@@ -216,7 +217,7 @@ def _from_numbers(name: str, value: Any, device: torch.device | None) -> Tensor:
     for item in value:
         check_number(name, item, Real)
     if device is None or device.type == "cpu" or not value:
-        return torch.tensor([float(item) for item in value], dtype=_WIDEST)
+        return torch.tensor([float(item) for item in value], dtype=_WIDEST, device=device)
     # Not a copy from the host, for which the call would wait and which no CUDA graph may capture.
     return torch.stack([torch.full((), float(item), dtype=_WIDEST, device=device) for item in value])
 
