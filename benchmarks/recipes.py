@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lomix_fast import LoMixLoss, available_backends
+from lomix_fast import LoMixLoss
+from lomix_fast.backends import why_not
 from lomix_fast.plan import OPERATORS
 from lomix_fast.testing.cases import Case, case
 
@@ -113,7 +114,7 @@ def _row(
     return Contender(
         f"preset {preset!r}{f' with {changed}' if changed else ''}",
         lambda problem: _criterion(preset, "cpu", problem, options, call),
-        lambda: available_backends()["cpu"],
+        lambda: why_not("cpu"),
         lambda case: 2**27,
         own_errors=own_errors,
     )

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .checks import check_dense, check_logits, split_stack
+from .names import suggests_options
 from .ops import map_stats
 from .options import ce_class_weights, check_recipe, check_stacked_dim, dice_class_weights
 from .pixels import weigh_pixels
@@ -15,6 +16,7 @@ from .plan import MixPlan
 from .recipe import map_losses, total_loss
 
 
+@suggests_options
 def lomix_loss(
     logits: Sequence[Tensor] | Tensor,
     target: Tensor,

@@ -14,6 +14,7 @@ from .checkpoint import Checkpointed
 from .checks import check_logits, check_order, full_target, has_numbers, scales_or_map, warn_of_order
 from .distributed import SharedByRanks, map_losses_over_ranks, whole
 from .mixing import AWF_SHARING, awf_rows, draw_awf, draw_cat, new_generator
+from .names import suggests_options
 from .ops import map_stats
 from .options import (
     CONCAT,
@@ -116,6 +117,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
     ce_weight: Tensor | None
     _awf_index: Tensor | None
 
+    @suggests_options
     def __init__(
         self,
         num_classes: int,

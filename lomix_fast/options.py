@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import FLOAT_DTYPES, check_dense, check_rule, has_numbers, plain
+from .names import did_you_mean
 from .plan import KNOWN_OPERATORS, ONE_SCALE, OPERATORS
 
 SUPERVISION = ("lomix", "mutation", "deep_supervision", "last_layer")
@@ -26,7 +27,7 @@ _WIDEST = torch.float32 if torch.backends.mps.is_available() else torch.float64
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
     """Raise ValueError unless `value` is one of the names."""
     if value not in tuple(known):
-        raise ValueError(f"{name}: got {value!r}, expected one of {tuple(known)}")
+        raise ValueError(f"{name}: got {value!r}, expected one of {tuple(known)}{did_you_mean(value, known)}")
 
 
 def check_stacked_dim(value: Any) -> None:
