@@ -244,9 +244,8 @@ class CombinatorialMutationsLossModule(nn.Module):
         return originals, F.softplus(torch.cat(groups)).to(like.dtype) if groups else like.new_zeros(0)
 
     def _synthesized(self, operation: str) -> list[Tensor]:
-        return list(
-            self.synthesized_weights[operation]
-        )  # not parameters(), of which replicas of DataParallel have none
+        # Not its parameters(), of which a replica of DataParallel has none.
+        return list(self.synthesized_weights[operation])
 
     def _parameters_of_mixes(self, like: Tensor, cat_weight: Tensor | None, cat_bias: Tensor | None) -> dict[str, Any]:
         """W, b, u and v as `map_stats` takes them, as far as the operations need them."""
