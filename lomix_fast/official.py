@@ -245,7 +245,8 @@ class CombinatorialMutationsLossModule(nn.Module):
 
     def _synthesized(self, operation: str) -> list[Tensor]:
         # Not its parameters(), of which a replica of DataParallel has none.
-        return list(self.synthesized_weights[operation])
+        weights: Any = self.synthesized_weights[operation]
+        return list(weights)
 
     def _parameters_of_mixes(self, like: Tensor, cat_weight: Tensor | None, cat_bias: Tensor | None) -> dict[str, Any]:
         """W, b, u and v as `map_stats` takes them, as far as the operations need them."""
