@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lomix_fast import LoMixLoss, UntrainedLossWarning, available_backends
+from lomix_fast import LoMixLoss, UntrainedLossWarning
+from lomix_fast.backends import why_not
 from lomix_fast.testing.cases import Case
 from lomix_fast.testing.official_style import OfficialStyleLoss, official_style_step
 
@@ -61,6 +62,7 @@ def _module(impl: str) -> Callable[[Problem], Prepared]:
         criterion = LoMixLoss(
             case.classes,
             len(case.native),
+            order="coarse_to_fine",
             operators=case.operators,
             subsets=case.subsets,
             max_subset_size=case.max_subset_size,
@@ -143,14 +145,14 @@ CONTENDERS: dict[str, Contender] = {
     "fused": Contender(
         'LoMixLoss(impl="cpu"), the fused C++ kernel',
         _module("cpu"),
-        lambda: available_backends()["cpu"],
+        lambda: why_not("cpu"),
         lambda case: 2**27,
     ),
     **{
         name: Contender(
             f'LoMixLoss(impl="{name}"), {words}',
             _module(name),
-            lambda name=name: available_backends("cuda")[name],  # type: ignore[misc]
+            lambda name=name: why_not(name, "cuda"),  # type: ignore[misc]
             lambda case: 2**28,
         )
         for name, words in (("cuda", "the fused CUDA kernels"), ("triton", "the fused Triton kernels"))

@@ -133,7 +133,7 @@ def _relative(got: Tensor | None, expected: Tensor) -> float:
 def _fused(loss: str, impl: str) -> Row:
     def prepare(problem: Problem) -> Prepared:
         case = problem.case
-        criterion = LoMixLoss(case.classes, len(case.native), supervision=loss, impl=impl)
+        criterion = LoMixLoss(case.classes, len(case.native), supervision=loss, impl=impl, order="coarse_to_fine")
         criterion.to(problem.target.device)
         if loss == "lomix":
             criterion.load_state_dict(problem.parameters)

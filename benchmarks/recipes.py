@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lomix_fast import LoMixLoss, available_backends
+from lomix_fast import LoMixLoss
+from lomix_fast.backends import why_not
 from lomix_fast.plan import OPERATORS
 from lomix_fast.testing.cases import Case, case
 
@@ -64,7 +65,9 @@ def _criterion(
     name: str, impl: str, problem: Problem, options: dict[str, Any], call: Callable[[Problem], dict[str, Any]]
 ) -> Prepared:
     case = problem.case
-    criterion = LoMixLoss.preset(name, case.classes, len(case.native), impl=impl, **options).to(problem.alpha.dtype)
+    criterion = LoMixLoss.preset(name, case.classes, len(case.native), impl=impl, order="coarse_to_fine", **options).to(
+        problem.alpha.dtype
+    )
     given = {key: value for key, value in problem.parameters.items() if key in criterion.state_dict()}
     criterion.load_state_dict(given)
     logits = [z.requires_grad_() for z in problem.logits]
@@ -111,7 +114,7 @@ def _row(
     return Contender(
         f"preset {preset!r}{f' with {changed}' if changed else ''}",
         lambda problem: _criterion(preset, "cpu", problem, options, call),
-        lambda: available_backends()["cpu"],
+        lambda: why_not("cpu"),
         lambda case: 2**27,
         own_errors=own_errors,
     )

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from . import __version__
 from .demo import cli as demo
 from .doctor import cli as doctor
 
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status of the command. A command line that does not parse raises SystemExit, as argparse does.
     """
     parser = argparse.ArgumentParser(prog="python -m lomix_fast", description="The LoMix loss, fused.")
+    parser.add_argument("--version", action="version", version=f"lomix_fast {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         module.add_arguments(subparsers.add_parser(name, help=module.HELP, description=module.HELP))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, cuda_backend, eager, reference, triton_backend
+from .names import did_you_mean
 from .plan import MixPlan
 from .target import Target
 
@@ -59,17 +60,37 @@ BACKENDS: dict[str, Backend] = {
 _PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
 
 
-def available_backends(device: torch.device | str = "cpu") -> dict[str, str | None]:
+USABLE = "usable"
+
+
+def available_backends(device: torch.device | str = "cpu") -> dict[str, str]:
     """Which backends can run on a device.
 
     Args:
         device: a torch device or its name.
 
     Returns:
-        For every backend name None when it is usable, otherwise the reason why not.
+        For every backend name "usable", or the reason why it is not.
     """
-    where = torch.device(device)
-    return {name: backend.why_not(where) for name, backend in BACKENDS.items()}
+    return {name: why_not(name, device) or USABLE for name in BACKENDS}
+
+
+def why_not(name: str, device: torch.device | str = "cpu") -> str | None:
+    """The reason why a backend cannot run on a device, or None."""
+    return named(name).why_not(torch.device(device))
+
+
+def named(impl: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if impl not in BACKENDS:
+        raise ValueError(
+            f"impl: got {impl!r}, expected 'auto' or one of {tuple(BACKENDS)}{did_you_mean(impl, BACKENDS)}"
+        )
+    return BACKENDS[impl]
 
 
 @lru_cache(maxsize=8)
@@ -108,9 +129,7 @@ def choose(impl: str, device: torch.device) -> str:
         if name == "eager" and missing:
             _warn_of_fallback(tuple(missing))
         return name
-    if impl not in BACKENDS:
-        raise ValueError(f"impl: got {impl!r}, expected 'auto' or one of {tuple(BACKENDS)}")
-    reason = BACKENDS[impl].why_not(device)
+    reason = why_not(impl, device)
     if reason is not None:
         raise RuntimeError(f"impl: got {impl!r}, which cannot run here: {reason}. Use impl='auto' to let it fall back")
     return impl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -9,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from .plan import MixPlan
+from .caller import stacklevel_outside
+from .plan import MAX_SCALES, MixPlan
 from .target import TargetRule
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -21,6 +24,19 @@ _WHOLE = {torch.float16: 2**11, torch.bfloat16: 2**8, torch.float32: 2**24, torc
 def plain(tensor: Any) -> Any:
     """Unwrap a MONAI MetaTensor; everything else is returned as it is."""
     return tensor.as_tensor() if type(tensor).__name__ == "MetaTensor" else tensor
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether there is anything to read in a tensor: not on the meta device, nor inside a FakeTensorMode."""
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Raise TypeError for a sparse or nested tensor."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+        way_out = "pad it with torch.nested.to_padded_tensor" if tensor.is_nested else "call .to_dense()"
+        raise TypeError(f"{name}: got {kind}, expected a dense tensor; {way_out} first")
 
 
 def check_logits(logits: Any) -> list[Tensor]:
@@ -34,7 +50,10 @@ def check_logits(logits: Any) -> list[Tensor]:
         ValueError: empty, or tensors that do not fit together.
     """
     if not isinstance(logits, (list, tuple)):
-        raise TypeError(f"logits: got {type(logits).__name__}, expected a list or tuple of [B, C, *native] tensors")
+        way_out = "; for scales stacked along axis 1 pass logits.unbind(1)" if isinstance(logits, Tensor) else ""
+        raise TypeError(
+            f"logits: got {type(logits).__name__}, expected a list or tuple of [B, C, *native] tensors{way_out}"
+        )
     if not logits:
         raise ValueError("logits: got an empty list, expected at least one [B, C, *native] tensor")
     maps = [plain(z) for z in logits]
@@ -43,8 +62,7 @@ def check_logits(logits: Any) -> list[Tensor]:
             raise TypeError(f"logits[{i}]: got {type(z).__name__}, expected a torch.Tensor")
         if z.dtype not in FLOAT_DTYPES:
             raise TypeError(f"logits[{i}]: got dtype {z.dtype}, expected one of {FLOAT_DTYPES}")
-        if z.layout != torch.strided:
-            raise TypeError(f"logits[{i}]: got layout {z.layout}, expected a dense tensor; call .to_dense() first")
+        check_dense(f"logits[{i}]", z)
         if not 3 <= z.dim() <= 5:
             raise ValueError(
                 f"logits[{i}]: got shape {tuple(z.shape)}, expected [B, C, *native] with 1, 2 or 3 spatial axes"
@@ -61,19 +79,88 @@ def check_logits(logits: Any) -> list[Tensor]:
             ("device", z.device, first.device),
         ):
             if got != want:
-                raise ValueError(f"logits[{i}]: got {what} {got}, expected {want} as logits[0] has")
+                way_out = "; convert all of them, with .float() or to the narrower type" if what == "dtype" else ""
+                raise ValueError(f"logits[{i}]: got {what} {got}, expected {want} as logits[0] has{way_out}")
     return maps
 
 
-def refuse_stack(logits: Tensor, target: Tensor) -> None:
-    """A stack [B, L, C, *full] of scales must not pass for one volume whose labels [B, 1, *full] are one slice deep."""
-    if not isinstance(target, Tensor) or logits.dim() != 5 or target.dim() != 4:
-        return
-    if target.shape[1] == 1 and logits.shape[2] > 1:
+def split_stack(logits: Any, stacked_dim: int | None) -> Any:
+    """The scales of a tensor that holds them all along an axis, as a list; whatever else was given as it came.
+
+    Args:
+        logits: [B, L, C, *native] with stacked_dim=1, [L, B, C, *native] with 0; None says that there is no such axis.
+    """
+    logits = plain(logits)
+    is_stack = stacked_dim is not None and isinstance(logits, Tensor) and logits.dim() > 3
+    return list(logits.unbind(stacked_dim)) if is_stack else logits
+
+
+def scales_or_map(logits: Any, target: Any, num_classes: int, num_scales: int, stacked_dim: int | None) -> Any:
+    """Tell a stack of scales from one map: the list of its scales, or what was given as it came.
+
+    Args:
+        logits: list of tensors, a stack (see `split_stack`), or one map [B, C, *native].
+        target: of the call, not checked yet; its number of axes helps to tell.
+        num_classes, num_scales: C and L.
+        stacked_dim: the axis of the scales, or None: a stack is refused.
+
+    Raises:
+        ValueError: a tensor that can be a stack while `stacked_dim` does not say so.
+    """
+    logits, target = plain(logits), plain(target)
+    if not isinstance(logits, Tensor) or logits.dim() < 4:
+        return logits
+    shape, axes = logits.shape, logits.dim()
+    labels: Sequence[int] = target.shape if isinstance(target, Tensor) else ()
+    # [B, *full] of a map has as many axes as [B, 1 or C, *full] of a stack.
+    channels = labels[1] if len(labels) == axes - 1 else None
+    is_one_slice = channels == 1 and shape[2] > 1  # no labels of a volume of several slices
+    is_map = axes < 6 and shape[1] == num_classes and len(labels) != axes - 2 and not is_one_slice
+    is_stack = shape[2] == num_classes and (channels is None or channels == 1 or channels == num_classes)
+    is_stack = (is_stack or (is_one_slice and shape[1] == num_classes)) and shape[1] > 1 and len(labels) < axes
+    # A network that stacks its scales in training returns one map in evaluation.
+    if is_stack and stacked_dim is not None and (not is_map or shape[stacked_dim] == num_scales):
+        return split_stack(logits, stacked_dim)
+    if not is_stack or (is_map and shape[1] > MAX_SCALES):
+        return logits
+    way_out = f"; if it is one map of {num_classes} slices, pass target.unsqueeze(1)" if is_map else ""
+    raise ValueError(
+        f"logits: got one tensor {tuple(shape)} with target {tuple(labels)}, expected a list of [B, C, *native]; for "
+        "scales stacked along axis 1 (MONAI DynUNet) pass logits.unbind(1), or make the criterion with stacked_dim=1"
+        f"{way_out}"
+    )
+
+
+def full_target(target: Any, maps: Sequence[Tensor], order: str) -> Any:
+    """Of a list of targets, one a scale as nnU-Net makes them, that of full size; whatever else was given as it came.
+
+    Args:
+        target: list or tuple of tensors [B, *size] or [B, channels, *size] in `order`, or something else.
+        maps: the logits, checked, coarsest first.
+        order: "coarse_to_fine" or "fine_to_coarse".
+
+    Raises:
+        ValueError: another number of targets than of logits, or sizes that are not theirs.
+    """
+    if not isinstance(target, (list, tuple)) or not target or not all(isinstance(plain(t), Tensor) for t in target):
+        return target
+    if len(target) != len(maps):
         raise ValueError(
-            f"logits: got one tensor {tuple(logits.shape)} with target {tuple(target.shape)}, expected a list of "
-            "[B, C, *native]; for scales stacked along axis 1 (MONAI DynUNet) pass logits.unbind(1)"
+            f"target: got a list of {len(target)} tensors, expected one tensor, or one for each of {len(maps)} logits"
         )
+    axes = maps[0].dim() - 2
+    coarse_first = list(target) if order == "coarse_to_fine" else list(reversed(target))
+    sizes = [tuple(plain(t).shape[-axes:]) for t in coarse_first]
+    wanted = [*(tuple(z.shape[2:]) for z in maps[:-1]), sizes[-1]]
+    if sizes != wanted or not _grow(sizes):
+        given = sizes if order == "coarse_to_fine" else sizes[::-1]
+        scales = [tuple(z.shape[2:]) for z in (maps if order == "coarse_to_fine" else reversed(maps))]
+        raise ValueError(
+            f"target: got a list of sizes {given} with logits of sizes {scales} and order={order!r}, expected the same "
+            "sizes, of which that of the finest scale may be larger; pass the target of full size alone, which is all "
+            "that is used"
+        )
+    return coarse_first[-1]
 
 
 def check_target(target: Any, first: Tensor, sigmoid: bool = False, ignore_index: int | None = None) -> Tensor:
@@ -92,7 +179,9 @@ def check_target(target: Any, first: Tensor, sigmoid: bool = False, ignore_index
     """
     target = plain(target)
     if not isinstance(target, Tensor):
-        raise TypeError(f"target: got {type(target).__name__}, expected a torch.Tensor of labels")
+        way_out = "; of one a scale pass that of full size" if isinstance(target, (list, tuple)) else ""
+        raise TypeError(f"target: got {type(target).__name__}, expected a torch.Tensor of labels{way_out}")
+    check_dense("target", target)
     if target.dtype.is_complex or target.is_quantized or (target.is_floating_point() and target.dtype not in _WHOLE):
         raise TypeError(f"target: got dtype {target.dtype}, expected an integer, bool or whole-number float dtype")
     if target.requires_grad:
@@ -150,6 +239,8 @@ def check_rule(ignore_index: Any, label_smoothing: Any, weighted_ce: Any, sigmoi
     """
     if ignore_index is not None and type(ignore_index) is not int:
         raise TypeError(f"ignore_index: got {ignore_index!r}, expected None or an int")
+    if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: got {ignore_index}, expected a number that int64 holds, such as 255 or -1")
     if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)):
         raise TypeError(f"label_smoothing: got {label_smoothing!r}, expected a number from 0 to 1")
     if not 0 <= label_smoothing <= 1:
@@ -206,6 +297,7 @@ def check_weight_map(weight_map: Any, target: Tensor, first: Tensor, name: str =
     weight_map = plain(weight_map)
     if not isinstance(weight_map, Tensor):
         raise TypeError(f"{name}: got {type(weight_map).__name__}, expected a torch.Tensor")
+    check_dense(name, weight_map)
     if weight_map.dtype not in (*FLOAT_DTYPES, torch.bool):
         raise TypeError(
             f"{name}: got dtype {weight_map.dtype}, expected a float dtype or bool; convert it with .float() or .bool()"
@@ -242,6 +334,7 @@ def check_ce_weight(ce_weight: Any, first: Tensor) -> Tensor | None:
     if not isinstance(ce_weight, Tensor) or ce_weight.dtype not in FLOAT_DTYPES:
         found = getattr(ce_weight, "dtype", type(ce_weight).__name__)
         raise TypeError(f"ce_weight: got {found}, expected a float tensor")
+    check_dense("ce_weight", ce_weight)
     if ce_weight.requires_grad:
         raise ValueError("ce_weight: got a tensor that requires a gradient, of which there is none; detach it")
     if tuple(ce_weight.shape) != (first.shape[1],):
@@ -284,6 +377,7 @@ def check_parameters(
             raise ValueError(f"{name}: got a tensor, expected None because the plan makes no {operator!r} map")
         if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
             raise TypeError(f"{name}: got {getattr(value, 'dtype', type(value).__name__)}, expected a float tensor")
+        check_dense(name, value)
         if tuple(value.shape) != shape:
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {shape}")
         if value.device != first.device:
@@ -315,3 +409,14 @@ def check_order(sizes: Sequence[tuple[int, ...]], order: str) -> None:
 def _grow(sizes: Sequence[tuple[int, ...]]) -> bool:
     """Whether no axis shrinks from one size to the next."""
     return all(c <= f for coarse, fine in pairwise(sizes) for c, f in zip(coarse, fine, strict=True))
+
+
+@torch.compiler.assume_constant_result  # so that a compiled call warns while it is traced, which it could not later
+def warn_of_order(order: str) -> None:
+    """Say which order is assumed of maps whose sizes do not tell."""
+    warnings.warn(
+        f"logits: got maps of one size, which does not tell their order; assumed is order={order!r}. Say it with "
+        "LoMixLoss(..., order='coarse_to_fine') or 'fine_to_coarse', whichever the network has",
+        UserWarning,
+        stacklevel=stacklevel_outside(),
+    )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .checkpoint import KEY, CheckpointError, check_keys, describe, fault_of, maps_of
 from .loss import LoMixLoss
+from .names import did_you_mean
 from .official import WITH_MIXES, CombinatorialMutationsLossModule
 from .official_names import FUSION_NAMES, OUR_NAME, fusion_key, fusion_positions, their_names
 from .plan import OPERATORS, MixPlan
@@ -126,7 +127,8 @@ def lomix_to_official(
     Source: keys as the authors' released module makes them (SPEC of LoMix).
     """
     if fusion_name not in FUSION_NAMES:
-        raise ValueError(f"fusion_name: got {fusion_name!r}, expected one of {FUSION_NAMES}")
+        near = did_you_mean(fusion_name, FUSION_NAMES)
+        raise ValueError(f"fusion_name: got {fusion_name!r}, expected one of {FUSION_NAMES}{near}")
     plan = MixPlan.create(num_scales, tuple(operators))
     rest = _entries(state_dict)
     _check_description(rest, plan, num_classes)
@@ -224,6 +226,7 @@ def module_to_lomix(module: CombinatorialMutationsLossModule) -> LoMixLoss:
         weighting="softplus" if module.use_learnable_weights else "fixed",
         lambda_ce=module.lc1,
         lambda_dice=module.lc2,
+        order="coarse_to_fine",
         impl=module.impl,
     )
     state = official_to_lomix(

@@ -7,16 +7,25 @@ from typing import Any
 
 from torch import Tensor
 
-from .checks import check_logits
+from .checks import check_dense, check_logits, split_stack
+from .names import suggests_options
 from .ops import map_stats
-from .options import ce_class_weights, check_recipe, dice_class_weights, is_weighted_mean, without_common_factor
+from .options import (
+    ce_class_weights,
+    check_recipe,
+    check_stacked_dim,
+    dice_class_weights,
+    is_weighted_mean,
+    without_common_factor,
+)
 from .pixels import weigh_pixels
 from .plan import MixPlan
 from .recipe import map_losses, total_loss
 
 
+@suggests_options
 def lomix_loss(
-    logits: Sequence[Tensor],
+    logits: Sequence[Tensor] | Tensor,
     target: Tensor,
     weights: Tensor,
     plan: MixPlan,
@@ -43,12 +52,13 @@ def lomix_loss(
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     structure: bool = False,
+    stacked_dim: int | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """The LoMix loss as a function: sum over the maps of weights[m] * (lambda_ce * CE_m + lambda_dice * Dice_m).
 
     Args:
-        logits: L tensors [B, C, *native], coarsest first.
+        logits: L tensors [B, C, *native], coarsest first, in a list or with `stacked_dim` in one tensor.
         target: labels [B, *full] or [B, 1, *full], or one value a class [B, C, *full], see `map_stats`.
         weights: [M], the final (for example softplus-ed) weight of each map, in `plan.map_names` order.
         plan: which maps; `MixPlan.create(L, ..., squared=..., sigmoid=..., bounded=..., subsets=...)` also says whether
@@ -60,6 +70,7 @@ def lomix_loss(
             Class weights that come as tensors must be on the device of the logits, and their values are not looked at.
             Sequences and arrays of C numbers are written there at every call by C small kernels, without a wait and so
             within a CUDA graph too; a tensor made once saves those.
+        stacked_dim: 1 for logits [B, L, C, *native], 0 for [L, B, C, *native], None for a list.
         impl: backend, see `available_backends`.
 
     Returns:
@@ -77,9 +88,13 @@ def lomix_loss(
         )
     if not isinstance(weights, Tensor) or not weights.is_floating_point():
         raise TypeError(f"weights: got {getattr(weights, 'dtype', type(weights).__name__)}, expected a float tensor")
+    check_dense("weights", weights)
     if tuple(weights.shape) != (plan.num_maps,):
         raise ValueError(f"weights: got shape {tuple(weights.shape)}, expected [{plan.num_maps}], one weight per map")
-    maps = check_logits(logits)
+    check_stacked_dim(stacked_dim)
+    maps = check_logits(split_stack(logits, stacked_dim))
+    if weights.device != maps[0].device:
+        raise ValueError(f"weights: got device {weights.device}, expected {maps[0].device} as the logits have")
     num_classes = maps[0].shape[1]
     recipe: dict[str, Any] = {
         "lambda_ce": lambda_ce,

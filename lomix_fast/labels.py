@@ -113,7 +113,9 @@ def _complaint(target: Tensor, invalid: Tensor, num_classes: int) -> str:
             f"target: got the label {value} at index {where}, expected whole class numbers; "
             "soft or resized masks must be rounded or thresholded first"
         )
+    is_wrapped = target.dtype == torch.uint8 and value > 127  # as csrc/cpu/check_values.cpp says it
+    of_sign = f", which is what {value - 256} becomes in uint8" if is_wrapped else ""
     return (
         f"target: got the label {value} at index {where}, expected labels in [0, {num_classes}) for {num_classes} "
-        "classes; remap the labels or raise num_classes"
+        f"classes; remap the labels, raise num_classes, or pass ignore_index={value:.0f}{of_sign}"
     )

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from .backends import BACKENDS
 from .checkpoint import Checkpointed
-from .checks import check_logits, check_order, plain, refuse_stack
+from .checks import check_logits, check_order, full_target, scales_or_map, warn_of_order
 from .constants import Constant, refuse_meta
 from .distributed import SharedByRanks, map_losses_over_ranks, whole
-from .mixing import AWF_SHARING, awf_rows, draw_awf, draw_cat
+from .mixing import AWF_SHARING, awf_rows, draw_awf, draw_cat, new_generator
+from .names import suggests_options
 from .ops import map_stats
 from .options import (
     CONCAT,
@@ -26,6 +28,7 @@ from .options import (
     check_choice,
     check_mode,
     check_recipe,
+    check_stacked_dim,
     dice_class_weights,
     is_weighted_mean,
     without_common_factor,
@@ -64,8 +67,11 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         weighting: of the maps. "softplus" (as published: softplus(alpha), which can only fall), "fixed" (all 1),
             "normalized" (M softplus(alpha) / sum: constant total), "uncertainty" (softplus(alpha), and minus the sum of
             their logarithms: 1 / loss at rest).
-        order: "coarse_to_fine" or "fine_to_coarse", the order of the list of logits. Names and parameters always count
-            from the coarsest scale, 0, so a checkpoint does not depend on it.
+        order: "coarse_to_fine" or "fine_to_coarse", the order of the list of logits. None takes the first and warns,
+            once, of maps of one size, which do not tell. Names and parameters always count from the coarsest scale,
+            0, so a checkpoint does not depend on it.
+        stacked_dim: 1 if all scales come in one tensor [B, L, C, *native] (MONAI DynUNet), 0 for [L, B, C, *native],
+            None for a list.
         sigmoid: every class is a question of its own (multi-label, regions, or C = 1): sigmoid and binary CE in place
             of softmax and CE. The target is one value a class.
         lambda_ce, lambda_dice: weights of the two terms of every map loss.
@@ -118,6 +124,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
     _ce_factors: Constant | None
     _awf_index: Constant | None
 
+    @suggests_options
     def __init__(
         self,
         num_classes: int,
@@ -131,7 +138,8 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         concat: str = "learned",
         awf_sharing: str = "size",
         weighting: str = "softplus",
-        order: str = "coarse_to_fine",
+        order: str | None = None,
+        stacked_dim: int | None = None,
         sigmoid: bool = False,
         lambda_ce: float = 0.3,
         lambda_dice: float = 0.7,
@@ -156,6 +164,9 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         prune_every: int | None = 100,
     ) -> None:
         super().__init__()
+        # Not an attribute of its own, so that replicas, which live for one call, share it.
+        self._said = {"order": order is not None}
+        order = ORDER[0] if order is None else order
         for name, value, known in (
             ("supervision", supervision, SUPERVISION),
             ("concat", concat, CONCAT),
@@ -166,6 +177,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
             ("impl", impl, ("auto", *BACKENDS)),
         ):
             check_choice(name, value, known)
+        check_stacked_dim(stacked_dim)
         # What `map_losses` of the recipe takes, and what `map_stats` takes of how a target is read.
         self.recipe: dict[str, Any] = {
             "lambda_ce": lambda_ce,
@@ -191,10 +203,11 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         operators, weighting = check_mode(num_scales, supervision, operators, weighting, mul, subsets, max_subset_size)
         check_pruning(prune_below, prune_every, weighting, supervision)
         self._start_sharing(process_group, concat if "cat" in operators else "learned")
-        of_ce = ce_class_weights(ce_weight, num_classes)
-        self._ce_weight = _constant(of_ce)
-        self._ce_factors = None if of_ce is None else _constant(without_common_factor(of_ce))
-        self._weight = _constant(dice_class_weights(weight, num_classes, include_background))
+        with unset_fake_temporarily():  # inside a FakeTensorMode there would be no numbers
+            of_ce = ce_class_weights(ce_weight, num_classes)
+            self._ce_weight = _constant(of_ce)
+            self._ce_factors = None if of_ce is None else _constant(without_common_factor(of_ce))
+            self._weight = _constant(dice_class_weights(weight, num_classes, include_background))
         originals = (num_scales - 1,) if supervision == "last_layer" and type(num_scales) is int else None
         options: dict[str, Any] = {"squared": squared_pred, "sigmoid": sigmoid}
         self._chosen: dict[str, Any] = {"subsets": subsets, "max_subset_size": max_subset_size}
@@ -205,6 +218,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         self.num_classes, self.num_scales = num_classes, num_scales
         self.supervision, self.concat, self.awf_sharing = supervision, concat, awf_sharing
         self.weighting, self.order, self.impl, self.structure = weighting, order, impl, structure
+        self.stacked_dim = stacked_dim
         self._make_parameters()
         self._place_constants()
         self._start_watching()
@@ -237,9 +251,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
             weight, bias = draw_cat(self.plan, self.num_classes)
             self.cat_weight, self.cat_bias = nn.Parameter(weight), nn.Parameter(bias)
         elif self.plan.uses_cat:
-            # From the global generator, so that torch.manual_seed before construction fixes the draws.
-            seed = int(torch.randint(2**62, (), device="cpu"))
-            self._generator = torch.Generator().manual_seed(seed)
+            self._generator = new_generator()
         if self.plan.uses_awf:
             weight, bias = draw_awf(rows, self.num_classes)
             self.awf_weight, self.awf_bias = nn.Parameter(weight), nn.Parameter(bias)
@@ -267,12 +279,15 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         return self._weights().detach()
 
     def _weights(self) -> Tensor:
-        return torch.ones(self.plan.num_maps) if self.alpha is None else map_weights(whole(self.alpha), self.weighting)
+        if self.alpha is not None:
+            return map_weights(whole(self.alpha), self.weighting)
+        device = next((own.device for own in (*self.parameters(), *self.buffers())), None)
+        return torch.ones(self.plan.num_maps, device=device)
 
     def map_losses(
         self,
-        logits: Sequence[Tensor],
-        target: Tensor,
+        logits: Sequence[Tensor] | Tensor,
+        target: Tensor | Sequence[Tensor],
         mask: Tensor | None = None,
         weight_map: Tensor | None = None,
     ) -> Tensor:
@@ -281,16 +296,17 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         With a `process_group`, in training mode, it is that of the whole batch, and every rank has to ask.
 
         Args:
-            logits: list or tuple of L tensors [B, C, *native] in `order`.
+            logits: list or tuple of L tensors [B, C, *native] in `order`, or a stack of them.
             target, mask, weight_map: as for `forward`.
 
         Raises:
             TypeError, ValueError, RuntimeError: as `map_stats`, and ValueError for sizes that contradict `order`.
         """
-        return self._map_losses(self._check(logits), target, mask, weight_map, self.plan)[0]
+        maps = self._check(self._scales_or_map(logits, target))
+        return self._map_losses(maps, full_target(target, maps, self.order), mask, weight_map, self.plan)[0]
 
     def _map_losses(
-        self, maps: list[Tensor], target: Tensor, mask: Tensor | None, weight_map: Tensor | None, plan: MixPlan
+        self, maps: list[Tensor], target: Any, mask: Tensor | None, weight_map: Tensor | None, plan: MixPlan
     ) -> tuple[Tensor, Tensor]:
         """Losses of the maps of the plan, and whether any pixel counts."""
         group = self._ranks.group() if self._ranks is not None and self.training else None
@@ -337,7 +353,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
     def forward(
         self,
         logits: Sequence[Tensor] | Tensor,
-        target: Tensor,
+        target: Tensor | Sequence[Tensor],
         mask: Tensor | None = None,
         weight_map: Tensor | None = None,
     ) -> Tensor:
@@ -346,10 +362,12 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         Where no pixel counts it is exactly 0, with gradients of exactly 0.
 
         Args:
-            logits: list or tuple of L tensors [B, C, *native] in `order`, or one tensor [B, C, *native], for which the
-                result is its plain loss with weight 1 (what a network returns in evaluation).
+            logits: list or tuple of L tensors [B, C, *native] in `order`, or with `stacked_dim` one tensor of them all;
+                or one tensor [B, C, *native], for which the result is its plain loss with weight 1 (what a network
+                returns in evaluation).
             target: labels [B, *full] or [B, 1, *full], or one value from 0 to 1 a class, [B, C, *full]: soft or one-hot
-                labels, regions with `sigmoid`; see `map_stats`.
+                labels, regions with `sigmoid`; see `map_stats`. Of a list, one a scale as nnU-Net makes them, that of
+                the finest scale is used; the sizes of the others have to be those of their logits.
             mask: [B, *full] or [B, 1, *full], bool or any other dtype; where it is 0 a pixel does not count.
             weight_map: weights of pixels of those shapes, float or bool, at least 0; together with `mask` their
                 product, with `structure` times that.
@@ -357,12 +375,13 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         Raises:
             TypeError, ValueError, RuntimeError: as `map_losses`.
         """
+        logits = self._scales_or_map(logits, target)
         if isinstance(logits, Tensor):
-            self._check_classes(plain(logits))
-            refuse_stack(logits, target)
+            self._check_classes(logits)
             self._check_device(logits.device)
             return self._map_losses(check_logits([logits]), target, mask, weight_map, self._single)[0][0]
         maps = self._check(logits)
+        target = full_target(target, maps, self.order)
         if self.alpha is None:
             return self._map_losses(maps, target, mask, weight_map, self.plan)[0].sum()
         if self._counts_calls and self.training and torch.is_grad_enabled():
@@ -391,13 +410,21 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         weight, bias = draw_cat(self.plan, self.num_classes, generator)
         return weight.to(device), bias.to(device), generator
 
+    def _scales_or_map(self, logits: Any, target: Any) -> Any:
+        return scales_or_map(logits, target, self.num_classes, self.num_scales, self.stacked_dim)
+
     def _check(self, logits: Sequence[Tensor]) -> list[Tensor]:
         """Check the list against this criterion and return it coarsest first."""
         maps = check_logits(logits)
         if len(maps) != self.num_scales:
             raise ValueError(f"logits: got {len(maps)} tensors, expected num_scales={self.num_scales}")
         self._check_classes(maps[0])
-        check_order([tuple(z.shape[2:]) for z in maps], self.order)
+        sizes = [tuple(z.shape[2:]) for z in maps]
+        check_order(sizes, self.order)
+        if not self._said["order"] and len(sizes) > 1 and sizes[0] == sizes[-1]:  # and so all of them
+            warn_of_order(self.order)
+            if not torch.compiler.is_compiling():  # compiled code would be compiled once more for it
+                self._said["order"] = True
         self._check_device(maps[0].device)
         return maps if self.order == "coarse_to_fine" else maps[::-1]
 
@@ -422,6 +449,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         pruned = f", prune_below={self.prune_below}, prune_every={self.prune_every}, dropped_maps={self.dropped_maps}"
         shared = "" if self.process_group is None else f", process_group={self.process_group!r}"
         options = {**self.recipe, **self.reading, "squared_pred": self.plan.squared, "structure": self.structure}
+        options["stacked_dim"] = self.stacked_dim
         options |= {"mul": "bounded" if self.plan.bounded else "logits", **self._chosen}
         for name, value in (("weight", self.weight), ("ce_weight", self.ce_weight)):
             options[name] = None if value is None else value.tolist()

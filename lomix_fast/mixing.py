@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from .plan import MixPlan
 
@@ -30,6 +31,13 @@ def awf_rows(plan: MixPlan, sharing: str) -> tuple[int, list[int]]:
     first_row = {size: sum(smaller for smaller in sizes if smaller < size) for size in sizes}
     rows = [first_row[len(subset)] + position for subset in plan.subsets for position in range(len(subset))]
     return max(rows, default=-1) + 1, rows
+
+
+def new_generator() -> torch.Generator:
+    """A generator on the CPU, seeded from the global one, so that torch.manual_seed before fixes what it draws."""
+    with unset_fake_temporarily():  # inside a FakeTensorMode there would be no number
+        seed = int(torch.randint(2**62, (), device="cpu"))
+    return torch.Generator().manual_seed(seed)
 
 
 def draw_cat(plan: MixPlan, num_classes: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,8 @@ from .backends import BACKENDS
 from .checkpoint import KEY, CheckpointError, check_keys, faulty_entries
 from .checks import check_logits
 from .constants import Configured, Constant, refuse_meta
-from .mixing import awf_rows, draw_cat
+from .mixing import awf_rows, draw_cat, new_generator
+from .names import suggests_options
 from .official_checks import (
     check_ce,
     check_choice,
@@ -31,7 +32,7 @@ from .official_checks import (
     check_labels,
     check_operations,
 )
-from .official_names import OUR_NAME, fusion_key, fusion_positions, told_in_their_names
+from .official_names import OUR_NAME, told_in_their_names
 from .ops import map_stats
 from .plan import MixPlan
 from .recipe import map_losses
@@ -104,6 +105,7 @@ class CombinatorialMutationsLossModule(Configured):
     Source: behaviour of the module released with Rahman and Marculescu, "LoMix", NeurIPS 2025.
     """
 
+    @suggests_options
     def __init__(
         self,
         original_num_maps: int,
@@ -148,7 +150,7 @@ class CombinatorialMutationsLossModule(Configured):
         self._generator: torch.Generator | None = None
         if self._whole.uses_cat:
             # Last, and only if needed: under one seed the fusion convolutions start as the authors' do.
-            self._generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
+            self._generator = new_generator()
 
     def forward(
         self,
@@ -241,7 +243,9 @@ class CombinatorialMutationsLossModule(Configured):
         return originals, F.softplus(torch.cat(groups)).to(like.dtype) if groups else like.new_zeros(0)
 
     def _synthesized(self, operation: str) -> list[Tensor]:
-        return list(self.synthesized_weights[operation].parameters())
+        # Not its parameters(), of which a replica of DataParallel has none.
+        weights: Any = self.synthesized_weights[operation]
+        return list(weights)
 
     def _parameters_of_mixes(self, like: Tensor, cat_weight: Tensor | None, cat_bias: Tensor | None) -> dict[str, Any]:
         """W, b, u and v as `map_stats` takes them, as far as the operations need them."""
@@ -256,9 +260,10 @@ class CombinatorialMutationsLossModule(Configured):
             weight, bias = draw_cat(self._whole, self.num_classes, self._generator)
             parameters |= {"cat_weight": weight.to(like.device), "cat_bias": bias.to(like.device)}
         if self._whole.uses_awf:
-            keys = [fusion_key(size, position) for size, position in fusion_positions(self.num_maps)]
-            rows = torch.cat([self.get_parameter(key + "weight").reshape(1, -1) for key in keys])  # [n, C]
-            biases = torch.cat([self.get_parameter(key + "bias") for key in keys])  # [n]
+            holders: list[Any] = list(self.weighted_fusion_modules.values())
+            convolutions = [one for holder in holders for one in holder.weight_convs]
+            rows = torch.cat([one.weight.reshape(1, -1) for one in convolutions])  # [n, C]
+            biases = torch.cat([one.bias for one in convolutions])  # [n]
             index = self._fusion_rows.on(rows.device)
             parameters |= {"awf_weight": rows[index], "awf_bias": biases[index]}
         return parameters

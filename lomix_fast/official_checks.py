@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .names import did_you_mean
 from .official_names import OUR_NAME
 from .plan import MAX_SCALES
 
@@ -58,7 +59,7 @@ def check_operations(operations: Any) -> list[str]:
         raise TypeError(f"operations: got {operations!r}, expected a list of names; {supported}")
     for name in operations:
         if name not in OUR_NAME:
-            raise ValueError(f"operations: got the unknown name {name!r}; {supported}")
+            raise ValueError(f"operations: got the unknown name {name!r}; {supported}{did_you_mean(name, OUR_NAME)}")
     if len({OUR_NAME[name] for name in operations}) != len(operations):
         raise ValueError(f"operations: got {list(operations)}, expected each operation once; {supported}")
     return list(operations)
@@ -76,7 +77,7 @@ def check_labels(label_batch: Any, first: Tensor) -> None:
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
     """Raise ValueError unless `value` is one of `known`."""
     if value not in known:
-        raise ValueError(f"{name}: got {value!r}, expected one of {tuple(known)}")
+        raise ValueError(f"{name}: got {value!r}, expected one of {tuple(known)}{did_you_mean(value, known)}")
 
 
 def check_factor(name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from .backends import BACKENDS, choose
+from .backends import choose, named
 from .checks import (
     check_ce_weight,
     check_logits,
@@ -45,7 +45,7 @@ def _forward(
     parameters = (cat_weight, cat_bias, awf_weight, awf_bias)
     whole = _target(logits, target, weight_map, ce_weight, plan, rule)
     with torch.autocast(target.device.type, enabled=False):  # inside a region of AMP, sums must stay float32
-        return BACKENDS[impl].forward(logits, whole, parameters, MixPlan.from_key(plan))
+        return named(impl).forward(logits, whole, parameters, MixPlan.from_key(plan))
 
 
 def _backward(
@@ -65,7 +65,7 @@ def _backward(
     parameters = (cat_weight, cat_bias, awf_weight, awf_bias)
     whole = _target(logits, target, weight_map, ce_weight, plan, rule)
     with torch.autocast(target.device.type, enabled=False):
-        grads, parameter_grads = BACKENDS[impl].backward(grad_stats, logits, whole, parameters, MixPlan.from_key(plan))
+        grads, parameter_grads = named(impl).backward(grad_stats, logits, whole, parameters, MixPlan.from_key(plan))
     outputs = [_as_laid_out(g, z) for g, z in zip(grads, logits, strict=True)]
     for gradient, parameter in zip(parameter_grads, parameters, strict=True):
         if parameter is None:

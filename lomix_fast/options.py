@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import FLOAT_DTYPES, check_rule, plain
+from .checks import FLOAT_DTYPES, check_dense, check_rule, has_numbers, plain
+from .names import did_you_mean
 from .plan import KNOWN_OPERATORS, ONE_SCALE, OPERATORS
 
 SUPERVISION = ("lomix", "mutation", "deep_supervision", "last_layer")
@@ -26,7 +27,22 @@ WIDEST = torch.float32 if torch.backends.mps.is_available() else torch.float64
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
     """Raise ValueError unless `value` is one of the names."""
     if value not in tuple(known):
-        raise ValueError(f"{name}: got {value!r}, expected one of {tuple(known)}")
+        raise ValueError(f"{name}: got {value!r}, expected one of {tuple(known)}{did_you_mean(value, known)}")
+
+
+def check_stacked_dim(value: Any) -> None:
+    """Raise unless `value` is None or an axis at which scales can be stacked before the classes, 0 or 1.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if value is not None and type(value) is not int:
+        raise TypeError(f"stacked_dim: got {value!r}, expected None, 0 or 1")
+    if value not in (None, 0, 1):
+        raise ValueError(
+            f"stacked_dim: got {value!r}, expected None, 0 or 1, the axis of the scales in a tensor [B, L, C, *native] "
+            "or [L, B, C, *native]; otherwise pass logits.unbind(axis)"
+        )
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -174,6 +190,7 @@ def class_weights(name: str, value: Any, count: int, reason: str, device: torch.
     """
     value = plain(value)
     if isinstance(value, Tensor):
+        check_dense(name, value)
         weights = value.detach()
         if device is not None and weights.device != device:
             raise ValueError(f"{name}: got device {weights.device}, expected {device} as the logits have")
@@ -187,10 +204,10 @@ def class_weights(name: str, value: Any, count: int, reason: str, device: torch.
         raise ValueError(f"{name}: got shape {tuple(weights.shape)}, expected [{count}], {reason}")
     if device is not None:
         return weights
-    if weights.is_meta:
+    if not has_numbers(weights):
         raise ValueError(
-            f"{name}: got a tensor on the meta device, which has no values, expected numbers; under "
-            "torch.device('meta') pass a list, as no checkpoint holds class weights"
+            f"{name}: got a tensor without values, on the meta device or in a FakeTensorMode, expected numbers; pass a "
+            "list, as no checkpoint holds class weights"
         )
     if not bool((weights.isfinite() & (weights >= 0)).all()):
         raise ValueError(f"{name}: got {weights.tolist()}, expected finite numbers of at least 0")
@@ -206,7 +223,7 @@ def _from_numbers(name: str, value: Any, device: torch.device | None) -> Tensor:
     for item in value:
         check_number(name, item, Real)
     if device is None or device.type == "cpu" or not value:
-        return torch.tensor([float(item) for item in value], dtype=WIDEST, device="cpu")
+        return torch.tensor([float(item) for item in value], dtype=WIDEST, device="cpu" if device is None else device)
     # Not a copy from the host, for which the call would wait and which no CUDA graph may capture.
     return torch.stack([torch.full((), float(item), dtype=WIDEST, device=device) for item in value])
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_target, check_weight_map, plain
+from .checks import check_dense, check_target, check_weight_map, plain
 from .reference import compute_dtype
 from .structure import structure_weights
 
@@ -44,8 +44,10 @@ def weigh_pixels(
     target = check_target(target, first, sigmoid, ignore_index)
     is_dense = target.dim() == first.dim()
     weights = check_weight_map(weight_map, target, first)
-    if isinstance(plain(mask), Tensor) and plain(mask).dtype != torch.bool and not plain(mask).is_complex():
-        mask = plain(mask) != 0
+    mask = plain(mask)
+    if isinstance(mask, Tensor):
+        check_dense("mask", mask)  # before it is compared
+        mask = mask if mask.dtype == torch.bool or mask.is_complex() else mask != 0
     counts = check_weight_map(mask, target, first, "mask")
     if structure:
         ones = _signed(target[:, 0])

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
 
+from .names import did_you_mean
+
 OPERATORS = ("add", "mul", "cat", "awf")  # the paper's, what "all operators" means by default
 EXTRA_OPERATORS = ("sub", "avg", "max")  # what the authors' code offers besides
 KNOWN_OPERATORS = OPERATORS + EXTRA_OPERATORS
@@ -128,7 +130,10 @@ class MixPlan:
             raise TypeError(f"operators: got {operators!r}, expected a tuple or list out of {KNOWN_OPERATORS}")
         for name in operators:
             if name not in KNOWN_OPERATORS:
-                raise ValueError(f"operators: got the unknown name {name!r}, expected names out of {KNOWN_OPERATORS}")
+                near = did_you_mean(name, KNOWN_OPERATORS)
+                raise ValueError(
+                    f"operators: got the unknown name {name!r}, expected names out of {KNOWN_OPERATORS}{near}"
+                )
         if len(set(operators)) != len(operators):
             raise ValueError(f"operators: got {tuple(operators)}, expected each name at most once")
         if num_scales < 1:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checks import has_numbers
 from .constants import Constant
 from .plan import MixPlan
 
@@ -128,6 +129,8 @@ class PrunedMaps(nn.Module):
     def update_pruning(self) -> tuple[str, ...]:
         """Choose the active maps now, by their current weights. Nothing happens while `prune_below` is 0.
 
+        Nor where there are no weights to read, on the meta device and inside a FakeTensorMode.
+
         From then on a call computes the active maps alone: the loss is the sum over them, and what belongs to the
         others only (their alpha, their rows of the mixes, a scale that no active map reads) gets a gradient of
         exactly zero, not none, so that DistributedDataParallel finds nothing unused.
@@ -159,8 +162,8 @@ class PrunedMaps(nn.Module):
         Returns:
             `dropped_maps`.
         """
-        if self.prune_below > 0:
-            self._choose_maps(self._weights())
+        if self.prune_below > 0 and has_numbers(weights := self._weights()):
+            self._choose_maps(weights)
         return self.dropped_maps
 
     @torch.compiler.disable(
@@ -169,6 +172,8 @@ class PrunedMaps(nn.Module):
     )
     def _count_training_call(self, weights: Tensor) -> None:
         """Count one call and choose if it is time; weights [M]."""
+        if not has_numbers(weights):
+            return
         if self._calls_left == 0:
             self._choose_maps(weights)
         self._calls_left -= 1

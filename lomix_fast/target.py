@@ -35,10 +35,20 @@ class TargetRule:
 
     @staticmethod
     def from_key(key: str) -> TargetRule:
-        """Return the rule whose `key` this is."""
-        fields = dict(part.split("=") for part in key.split(";")) if key else {}
-        ignore = int(fields["ignore"]) if "ignore" in fields else None
-        return TargetRule(ignore, float(fields.get("smooth", "0")), "ce" not in fields)
+        """Return the rule whose `key` this is.
+
+        Raises:
+            ValueError: the text is not such a key.
+        """
+        try:
+            fields = dict(part.split("=") for part in key.split(";")) if key else {}
+            ignore = int(fields["ignore"]) if "ignore" in fields else None
+            rule = TargetRule(ignore, float(fields.get("smooth", "0")), "ce" not in fields)
+        except ValueError:
+            rule = None
+        if rule is None or rule.key != key:
+            raise ValueError(f"rule: got {key!r}, expected the text of TargetRule.key, such as '' or 'ignore=255'")
+        return rule
 
 
 @dataclass(frozen=True)

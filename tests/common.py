@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # Every backend that runs here. test_backends.py fails when the compiled one is missing by accident.
-BACKENDS = [name for name, reason in available_backends().items() if reason is None]
+BACKENDS = [name for name, reason in available_backends().items() if reason == "usable"]
 # Those with kernels of our own, which promise the same bits every time; PyTorch's matrix products make no such promise.
 COMPILED = [name for name in BACKENDS if name not in ("reference", "eager")]
 # Without triton, which on a CPU runs in its interpreter, thousands of times slower: it takes the whole list of cases

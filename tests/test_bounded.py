@@ -18,7 +18,7 @@ def test_huge_logits_overflow_the_product_alone(impl: str) -> None:
     target = torch.randint(3, (1, 6, 6))
     right = 2e10 * (torch.nn.functional.one_hot(target, 3).movedim(-1, 1) - 0.5)
     logits = [right.clone().requires_grad_() for _ in range(4)]
-    options = {"operators": ("mul",), "weighting": "fixed", "impl": impl}
+    options = {"operators": ("mul",), "weighting": "fixed", "impl": impl, "order": "coarse_to_fine"}
     assert not LoMixLoss(3, 4, **options)(logits, target).isfinite()
     loss = LoMixLoss(3, 4, mul="bounded", **options)(logits, target)
     assert loss.isfinite()
@@ -31,7 +31,7 @@ def train(mul: str, impl: str) -> tuple[list[float], Tensor]:
     target = torch.randint(3, (2, 8, 8))
     right = torch.nn.functional.one_hot(target, 3).movedim(-1, 1)
     logits = [(2 * torch.randn(2, 3, 8, 8) + right).requires_grad_() for _ in range(4)]
-    criterion = LoMixLoss(3, 4, operators=("mul",), weighting="fixed", mul=mul, impl=impl)
+    criterion = LoMixLoss(3, 4, operators=("mul",), weighting="fixed", mul=mul, impl=impl, order="coarse_to_fine")
     optimizer = torch.optim.SGD(logits, lr=50.0)
     losses = []
     for _ in range(40):

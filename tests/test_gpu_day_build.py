@@ -21,7 +21,7 @@ _here = Path(__file__).parent
 _found = sorted(_here.glob("_C.*"))
 _record = (_here / "_build_info.json").read_text() if (_here / "_build_info.json").is_file() else ""
 def available_backends(device):
-    reason = None if _found and device in ("cpu", "cuda:0") else f"there is no module, or no {device}"
+    reason = "usable" if _found and device in ("cpu", "cuda:0") else f"there is no module, or no {device}"
     return {"cpu": reason, "cuda": reason}
 class extension:
     load_error = staticmethod(lambda: None if _found else _record)

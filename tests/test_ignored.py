@@ -42,7 +42,7 @@ def draw(name: str, batch: int = 2) -> tuple[list[Tensor], Tensor]:
 
 def make(name: str, impl: str, **more: Any) -> LoMixLoss:
     preset, classes, options = RECIPES[name]
-    return LoMixLoss.preset(preset, classes, 3, impl=impl, **options, **more)
+    return LoMixLoss.preset(preset, classes, 3, impl=impl, order="coarse_to_fine", **options, **more)
 
 
 def check_zero(criterion: LoMixLoss, logits: list[Tensor], target: Tensor, **call: Tensor) -> None:
@@ -177,7 +177,7 @@ def test_one_binary_mask_with_an_ignore_label(impl: str) -> None:
     """Sigmoid over one class: the target has room for a third value."""
     logits, target = full_size("polyp")
     mask = torch.rand(2, 8, 12) > 0.5
-    options = {"supervision": "deep_supervision", "sigmoid": True, "impl": impl}
+    options = {"supervision": "deep_supervision", "sigmoid": True, "impl": impl, "order": "coarse_to_fine"}
     expected = LoMixLoss(1, 3, **options)(logits, target, mask)
     for labels in (target.to(torch.uint8), target.double(), target[:, 0].long()):
         ignored = labels.masked_fill(~(mask if labels.dim() == 3 else mask.unsqueeze(1)), 255)
@@ -212,7 +212,8 @@ def test_a_sample_of_which_nothing_counts_is_not_there(name: str, impl: str) -> 
 def test_mask_and_weight_map_multiply_and_the_function_agrees(impl: str) -> None:
     logits, target = full_size("official")
     mask, weight = torch.rand(2, 8, 12) > 0.3, torch.rand(2, 8, 12, dtype=torch.float64)
-    criterion = LoMixLoss(3, 3, supervision="mutation", impl=impl, ce_weight=[1, 2, 3], absent_classes="exclude")
+    options = {"ce_weight": [1, 2, 3], "absent_classes": "exclude", "order": "coarse_to_fine"}
+    criterion = LoMixLoss(3, 3, supervision="mutation", impl=impl, **options)
     expected = criterion(logits, target, weight_map=weight * mask)
     torch.testing.assert_close(criterion(logits, target, mask, weight), expected)
     plan = MixPlan.create(3, ("add",))

@@ -152,7 +152,7 @@ def test_the_other_order_is_the_reversed_list_under_the_same_state(supervision: 
 def test_full_size_logits_fit_either_order_but_do_not_mean_the_same() -> None:
     logits = [torch.randn(1, 3, 6, 6) for _ in range(2)]
     target = torch.randint(3, (1, 6, 6))
-    last = LoMixLoss(3, 2, supervision="last_layer")(logits, target)
+    last = LoMixLoss(3, 2, supervision="last_layer", order="coarse_to_fine")(logits, target)
     first = LoMixLoss(3, 2, supervision="last_layer", order="fine_to_coarse")(logits, target)
     torch.testing.assert_close(last, map_losses(*map_stats(logits[1:], target, LoMixLoss(3, 1, operators=()).plan))[0])
     torch.testing.assert_close(first, map_losses(*map_stats(logits[:1], target, LoMixLoss(3, 1, operators=()).plan))[0])

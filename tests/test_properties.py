@@ -138,7 +138,9 @@ def test_a_small_step_changes_the_loss_as_its_gradient_says(impl: str, one: Case
     growing = tuple(accumulate(one.native, lambda a, b: tuple(map(max, a, b))))  # LoMixLoss wants the coarsest first
     one = replace(one, batch=max(one.batch, 1), native=growing, magnitude=1.0)
     options = {"operators": one.operators, "weighting": data.draw(st.sampled_from(("softplus", "fixed")))}
-    criterion = LoMixLoss(one.classes, len(one.native), impl=impl, batch=data.draw(st.booleans()), **options).double()
+    criterion = LoMixLoss(
+        one.classes, len(one.native), impl=impl, order="coarse_to_fine", batch=data.draw(st.booleans()), **options
+    ).double()
     inputs = make_inputs(one)
     logits, target = [z.requires_grad_() for z in inputs.logits], inputs.target
     tensors = [*logits, *criterion.parameters()]

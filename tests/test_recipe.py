@@ -168,7 +168,14 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "mask": (torch.arange(3 * 5 * 7).view(3, 5, 7) % 3 > 0, {}),
     "weight_map": (None, {}),
 }
-NOT_OF_THE_RECIPE = {"impl", "cat_weight", "cat_bias", "awf_weight", "awf_bias"}  # these raise when they go astray
+NOT_OF_THE_RECIPE = {
+    "impl",
+    "stacked_dim",
+    "cat_weight",
+    "cat_bias",
+    "awf_weight",
+    "awf_bias",
+}  # these raise when they go astray
 
 
 def test_every_option_is_in_the_list() -> None:
@@ -219,7 +226,7 @@ def test_sigmoids_of_many_classes_are_those_of_the_criterion() -> None:
     """Which the plan says; cross-entropy is then a mean over classes too."""
     logits, _ = draw()
     target = torch.rand(3, CLASSES, 5, 7) > 0.6
-    criterion = LoMixLoss(CLASSES, 2, sigmoid=True, weighting="fixed", operators=("add",))
+    criterion = LoMixLoss(CLASSES, 2, sigmoid=True, weighting="fixed", operators=("add",), order="coarse_to_fine")
     found = lomix_loss(logits, target, torch.ones(3), MixPlan.create(2, ("add",), sigmoid=True))
     torch.testing.assert_close(found, criterion(logits, target), rtol=1e-12, atol=0)
 

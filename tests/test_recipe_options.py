@@ -163,7 +163,8 @@ def test_mixes_made_by_hand(mul: str, impl: str) -> None:
         "mul_0_1_2": f[0] * f[1] * f[2],
     }
     original = DiceCELoss(softmax=True, to_onehot_y=True)
-    criterion = LoMixLoss.preset("monai", 3, 3, operators=("sub", "avg", "max", "mul"), mul=mul, impl=impl)
+    options = {"operators": ("sub", "avg", "max", "mul"), "mul": mul, "impl": impl, "order": "coarse_to_fine"}
+    criterion = LoMixLoss.preset("monai", 3, 3, **options)
     losses = dict(zip(criterion.map_names, criterion.map_losses(maps, target), strict=True))
     assert len(losses) == 3 + 4 * 4 and set(expected) < set(losses)
     for name, z in expected.items():

@@ -42,9 +42,10 @@ import json, sys
 from pathlib import Path
 import lomix_fast
 from lomix_fast import available_backends, extension, triton_backend
+found = available_backends(sys.argv[2])[sys.argv[1]]
 print(json.dumps({
     "package": str(Path(lomix_fast.__file__).parent),
-    "refusal": available_backends(sys.argv[2])[sys.argv[1]],
+    "refusal": None if found == "usable" else found,
     "architectures": extension.cuda_architectures() if extension.load_error() is None else (),
     "triton": triton_backend.load_error(),
 }))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..backends import available_backends, choose
+from ..backends import choose, why_not
 from ..loss import LoMixLoss
 from ..testing.environment import environment
 from . import report
@@ -82,7 +82,7 @@ def run_demo(settings: Settings, out: Path) -> dict[str, Any]:
         torch.manual_seed(settings.seed)
         network = SmallUNet(len(CLASS_NAMES))
         criterion = LoMixLoss(len(CLASS_NAMES), len(FACTORS), impl="auto")
-    report.say_beginning(settings, brain, backend, available_backends(device)["cpu"])
+    report.say_beginning(settings, brain, backend, why_not("cpu", device))
 
     training = train(
         network,

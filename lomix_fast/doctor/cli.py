@@ -18,7 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", nargs="+", metavar="NAME", help="only these: cpu, cuda, cuda:0, ... (all)")
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="check these cases only (all)")
     parser.add_argument("--quick", action="store_true", help="check a fixed selection of cases, time few steps")
-    parser.add_argument("--json", type=Path, metavar="PATH", help=f"write all figures there (--selftest: {_RECORD})")
+    parser.add_argument(
+        "--json", type=Path, nargs="?", const=_RECORD, metavar="PATH",
+        help=f"write all figures there (default {_RECORD}, where --selftest writes them anyway)",
+    )  # fmt: skip
     parser.add_argument(
         "--report", type=Path, nargs="?", const=_ISSUE, metavar="PATH",
         help=f"write one text to paste into an issue, with the selftest if there was one (default {_ISSUE})",

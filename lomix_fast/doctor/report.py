@@ -33,7 +33,7 @@ def describe(found: dict[str, Any]) -> str:
         ("python", f"{here['python']} on {here['platform']}"),
         ("torch", here["torch"]),
         ("triton", here["triton"] or "not installed"),
-        ("CUDA, ROCm", f"{here['cuda'] or 'torch built without'}, {here['hip'] or 'torch built without'}"),
+        ("CUDA, ROCm", _toolkits(here)),
         ("GPU driver", here["driver"] or "none found"),
         ("CPU", f"{here['cpu']}, {here['cpu_capability']}, {here['cores']} cores, {here['threads']} threads"),
         *(("GPU", _gpu(one)) for one in here["gpus"]),
@@ -44,6 +44,12 @@ def describe(found: dict[str, Any]) -> str:
         lines += ["", f"backends on {device}"]
         lines += [f"  {name:<12}{'usable' if reason is None else f'no: {reason}'}" for name, reason in backends.items()]
     return "\n".join(lines)
+
+
+def _toolkits(here: dict[str, Any]) -> str:
+    """What torch was built for."""
+    found = [f"{name} {here[key]}" for name, key in (("CUDA", "cuda"), ("ROCm", "hip")) if here[key]]
+    return " and ".join(found) or "torch is built without either"
 
 
 def _cuda_part(build: dict[str, str]) -> str:

@@ -67,7 +67,7 @@ def make_step(style: str, case: Case) -> Callable[[], dict[str, Tensor]]:
     num_classes, num_scales = logits[0].shape[1], len(logits)
     forward: Callable[[], Tensor]
     if style == "fused":
-        criterion = LoMixLoss(num_classes, num_scales, impl=case.impl).to(logits[0])
+        criterion = LoMixLoss(num_classes, num_scales, impl=case.impl, order="coarse_to_fine").to(logits[0])
         criterion.load_state_dict(case.parameters)
         parameters: dict[str, Tensor] = dict(criterion.named_parameters())
         forward = lambda: criterion(logits, case.target)  # noqa: E731 (two ways to make one function)
