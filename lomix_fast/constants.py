@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import mark_static
 
 
 class Constant:
@@ -35,6 +36,9 @@ class Constant:
             held = torch.tensor(self.values, dtype=self.dtype, device=device)
             # One of inference mode could not be saved for a backward pass later, and a fake one has no values.
             if type(held) is Tensor and not torch.is_inference_mode_enabled():
+                # Else torch.compile(dynamic=True) takes its length for the size of a batch that is as long.
+                if not torch.compiler.is_compiling():
+                    mark_static(held)
                 self._held[device] = held
         return held
 

@@ -287,8 +287,8 @@ def test_equal_sizes_contradict_no_order() -> None:
 
 
 def test_criterion_on_another_device(nothing_runs: None) -> None:
-    criterion = LoMixLoss(3, 2).to("meta")
-    expect(ValueError, ("logits: got device cpu", "meta", ".to('cpu')"), criterion, good_logits(), good_target())
+    elsewhere = [z.to("meta") for z in good_logits()]
+    expect(ValueError, ("logits: got device meta", "cpu", ".to('meta')"), LoMixLoss(3, 2), elsewhere, good_target())
 
 
 def test_unknown_and_unusable_backends(monkeypatch: pytest.MonkeyPatch, nothing_runs: None) -> None:
