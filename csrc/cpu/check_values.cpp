@@ -57,9 +57,12 @@ void check_labels(const Inputs& inputs, const at::Tensor& labels) {
   });
   const auto found = std::find_if(bad.begin(), bad.end(), [](int64_t at) { return at >= 0; });
   if (found == bad.end()) return;
-  TORCH_CHECK_VALUE(false, "target: got the label ", labels.flatten()[*found].item<int64_t>(), " at index ",
-                    position(labels, *found), ", expected labels in [0, ", classes, ") for ", classes,
-                    " classes; remap the labels, raise num_classes, or pass ignore_index");
+  const int64_t label = labels.flatten()[*found].item<int64_t>();
+  const bool is_wrapped = labels.scalar_type() == at::kByte && label > 127;
+  const std::string of_sign = is_wrapped ? ", which is what " + std::to_string(label - 256) + " becomes in uint8" : "";
+  TORCH_CHECK_VALUE(false, "target: got the label ", label, " at index ", position(labels, *found),
+                    ", expected labels in [0, ", classes, ") for ", classes,
+                    " classes; remap the labels, raise num_classes, or pass ignore_index=", label, of_sign);
 }
 
 // How far a float share may lie outside 0 to 1; SHARE_SLACK in lomix_fast/labels.py.
