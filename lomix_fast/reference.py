@@ -140,7 +140,7 @@ def stats_of_map(logits: Tensor, pixels: Pixels, factors: tuple[Tensor, Tensor],
     if plan.sigmoid:
         s = logits.sigmoid()
         # log(1 + e^-|x|), and what |x| adds on the wrong side: one of the last two terms is 0, so no two large ones
-        # meet, and softplus, which is x itself above 20, is not asked there. At x = 0 autograd finds the right slope too.
+        # meet, and softplus, which is x itself above 20, is not asked there. At x = 0 autograd finds the right slope.
         rest, distance = (1 - y) * weight, logits.abs()
         ce = F.softplus(-distance).mul_(rest + share)
         ce.addcmul_(rest, distance + logits, value=0.5).addcmul_(share, distance - logits, value=0.5)
