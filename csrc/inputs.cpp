@@ -71,12 +71,21 @@ bool has_pixels(const at::Tensor& t, int64_t first_axis) {
   return std::all_of(sizes.begin() + first_axis, sizes.end(), [](int64_t n) { return n > 0; });
 }
 
+// Kernels count pixels along an axis in 32 bits, and multiply two of such numbers in 64.
+void check_axes(const char* name, const at::Tensor& t, int64_t first_axis) {
+  const at::IntArrayRef sizes = t.sizes();
+  TORCH_CHECK_VALUE(std::all_of(sizes.begin() + first_axis, sizes.end(), [](int64_t n) { return n < kMostPixels; }),
+                    name, ": got shape ", sizes, ", expected less than ", kMostPixels,
+                    " pixels along an axis; cut it into parts, or use impl='eager'");
+}
+
 void check_logits(const Inputs& inputs) {
   const int64_t L = static_cast<int64_t>(inputs.logits.size());
   TORCH_CHECK_VALUE(L >= 1 && L <= kMaxScales, "logits: got ", L, " tensors, expected 1 to ", kMaxScales);
   const at::Tensor& first = inputs.logits[0];
   const int64_t C = first.dim() >= 3 && first.dim() <= 5 ? first.size(1) : 0;
   TORCH_CHECK_VALUE(C >= 1, "logits[0]: got shape ", first.sizes(), ", expected [B, C, *native]");
+  TORCH_CHECK_VALUE(C <= kMostClasses, "logits: got ", C, " classes, expected at most ", kMostClasses);
   for (const at::Tensor& z : inputs.logits) {
     TORCH_CHECK_VALUE(z.dim() == first.dim() && z.size(0) == first.size(0) && z.size(1) == C &&
                           z.scalar_type() == first.scalar_type() && z.device() == first.device(),
@@ -86,6 +95,7 @@ void check_logits(const Inputs& inputs) {
     TORCH_CHECK_VALUE(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16,
                       "logits: got ", type, ", expected float16, bfloat16, float32 or float64");
     TORCH_CHECK_VALUE(has_pixels(z, 2), "logits: got shape ", z.sizes(), ", expected at least one pixel");
+    check_axes("logits", z, 2);
   }
 }
 
@@ -98,6 +108,7 @@ void check_target(const Inputs& inputs) {
                     "target: got ", target.toString(), " ", target.sizes(), ", expected class numbers [B, *full] or ",
                     "values [B, C, *full] on ", first.device());
   TORCH_CHECK_VALUE(has_pixels(target, 1), "target: got shape ", target.sizes(), ", expected at least one pixel");
+  check_axes("target", target, inputs.is_dense() ? 2 : 1);
   const bool is_dense = inputs.is_dense();
   is_dense ? number_type(target.scalar_type()) : label_type(target.scalar_type());  // raise for those no kernel reads
   TORCH_CHECK_VALUE(is_dense || !rule.sigmoid,

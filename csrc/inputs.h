@@ -11,6 +11,11 @@
 
 namespace lomix {
 
+// Class numbers are kept in floats; MOST_CLASSES in lomix_fast/checks.py.
+constexpr int64_t kMostClasses = int64_t{1} << 24;
+// Axes of logits and target are shorter.
+constexpr int64_t kMostPixels = int64_t{1} << 29;
+
 // What is summed over the pixels, apart from the maps: see map_stats in lomix_fast/ops.py.
 struct Rule {
   bool squared;      // Q_c sums s^2 rather than s

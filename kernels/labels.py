@@ -11,6 +11,8 @@ from .stage import coordinates
 @triton.jit
 def is_ignored(raw, p_geometry):
     """Where values of the target are the label to ignore, if there is one; compared in their own type, as by torch."""
+    if raw.dtype == tl.bfloat16:
+        raw = raw.to(tl.float32)  # Triton's interpreter compares the bits of this type as whole numbers
     ignored = tl.load(p_geometry + IGNORES + 1).to(raw.dtype)
     return both(raw == ignored, tl.load(p_geometry + IGNORES) != 0)
 

@@ -94,6 +94,7 @@ def tile_origin(p_geometry, tile, TZ: tl.constexpr, TY: tl.constexpr, TX: tl.con
 def source(out, full, native, ACC: tl.constexpr, WIDE: tl.constexpr):
     """What output coordinates `out` read: the lower native neighbour, the upper one, and the weight of the upper.
 
+    Where the upper one has no weight it is not read, be it infinite: both are then the lower one, each half of it.
     (out + 1/2) native / full - 1/2 as a fraction of integers, so that it is exact: two kernels never disagree on a
     neighbour. WIDE is for axes so long that the numerator leaves int32.
     """
@@ -103,6 +104,8 @@ def source(out, full, native, ACC: tl.constexpr, WIDE: tl.constexpr):
         native = native.to(tl.int64)
     numerator = tl.maximum((2 * out + 1) * native - full, 0)
     low = tl.minimum(numerator // (2 * full), native - 1)
-    weight = (numerator - low * (2 * full)).to(ACC) / (2 * full).to(ACC)
-    high = tl.minimum(low + 1, native - 1)
+    rest = numerator - low * (2 * full)
+    alone = (rest == 0) | (low == native - 1)
+    weight = tl.where(alone, 0.5, rest.to(ACC) / (2 * full).to(ACC))
+    high = tl.where(alone, low, low + 1)
     return low.to(tl.int32), high.to(tl.int32), weight

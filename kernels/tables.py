@@ -17,6 +17,7 @@ from ..plan import MAX_SCALES
 from .maps import MEMBERS_AT, OPERATORS, TABLE_ROW
 from .pixels import FIELDS, IMAGE_FIELDS, SCALE_FIELDS
 
+MOST_PIXELS = 2**29  # axes are shorter; kMostPixels in csrc/inputs.h
 Size = tuple[int, int, int]  # along z, y, x; axes that are not there have size 1
 # Codes in a plan's list of maps: 0 a scale by itself, then the operators. A scale by itself is a sum of one.
 _ORIGINAL = 0
@@ -155,8 +156,8 @@ class Geometry:
 
 def source(out: int, full: int, native: int) -> tuple[int, int]:
     """Lower and upper native neighbour of an output coordinate; the kernels' own `pixels.source` in Python."""
-    low = min(max((2 * out + 1) * native - full, 0) // (2 * full), native - 1)
-    return low, min(low + 1, native - 1)
+    low, rest = divmod(max((2 * out + 1) * native - full, 0), 2 * full)
+    return (low, low + (rest > 0)) if low < native - 1 else (native - 1, native - 1)
 
 
 def _reach(full: int, native: int, tile: int) -> int:
@@ -191,7 +192,16 @@ def geometry(
         target: what the kernels need to know of the target, TARGET_FIELDS of pixels.py.
         used: whether each scale enters a map.
         batch, classes: B, C.
+
+    Raises:
+        ValueError: a size that the kernels, which count in 32 bits, cannot work with.
     """
+    longest = max(*full, *(n for size in native for n in size))
+    if longest >= MOST_PIXELS:
+        raise ValueError(
+            f"logits or target: got {longest} pixels along an axis, expected less than {MOST_PIXELS}; cut it into "
+            "parts, or use impl='eager'"
+        )
     counts = [-(-n // t) for n, t in zip(full, tile, strict=True)]
     tiles = counts[0] * counts[1] * counts[2]
     rows: list[list[int]] = [[*full, *counts, *target]]
@@ -205,6 +215,11 @@ def geometry(
             partial += batch * tiles * classes * reach[0] * reach[1] * reach[2]
             room = max(room, tile[0] * reach[2] * (tile[1] + reach[1]))
             most = max(most, batch * classes * size[0] * size[1] * size[2])
+    if room * classes >= 2**31 or tiles >= 2**31:
+        raise ValueError(
+            f"logits: got native sizes {native} for a target of {full} pixels (z, y, x) and {classes} classes, "
+            "expected sizes for which 2^31 tiles, and 2^31 numbers between the axes of one, suffice; use impl='eager'"
+        )
     assert len(rows[0]) == len(IMAGE_FIELDS) and len(rows[1]) == len(SCALE_FIELDS)
     filled = tuple((*row, *[0] * (FIELDS - len(row))) for row in rows)
     # (2 out + 1) native - full and (2 n + 1) full must stay in int32.

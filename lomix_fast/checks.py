@@ -16,6 +16,8 @@ from .caller import stacklevel_outside
 from .plan import MAX_SCALES, MixPlan
 from .target import TargetRule
 
+# Every backend keeps class numbers in floats somewhere; kMostClasses in csrc/inputs.h.
+MOST_CLASSES = 2**24
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Whole numbers up to these are exact.
 _WHOLE = {torch.float16: 2**11, torch.bfloat16: 2**8, torch.float32: 2**24, torch.float64: 2**53}
@@ -69,6 +71,8 @@ def check_logits(logits: Any) -> list[Tensor]:
             )
         if z.shape[1] < 1 or any(n < 1 for n in z.shape[2:]):
             raise ValueError(f"logits[{i}]: got shape {tuple(z.shape)}, expected at least one class and one pixel")
+        if z.shape[1] > MOST_CLASSES:
+            raise ValueError(f"logits[{i}]: got {z.shape[1]} classes, expected at most {MOST_CLASSES}")
     first = maps[0]
     for i, z in enumerate(maps[1:], start=1):
         for what, got, want in (

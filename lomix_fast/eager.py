@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .labels import poison
 from .plan import MUL_BOUND, MapSpec, MixPlan
-from .reference import bounded, compute_dtype, stats_of_map, upsample
+from .reference import bounded, compute_dtype, neighbours, stats_of_map, upsample
 from .target import Pixels, Target, ce_factors, read_target, target_stats
 
 _ADJOINT = {
@@ -232,13 +232,10 @@ def _repeatable_adjoint(grad: Tensor, native: Sequence[int]) -> Tensor:
         full = grad.shape[dim]
         if size == full:
             continue
-        # As torch interpolates with align_corners=False, in the same dtype.
-        source = torch.arange(full, dtype=grad.dtype, device=grad.device).add_(0.5).mul_(size / full).sub_(0.5)
-        source.clamp_(min=0)
-        low = source.to(torch.int64).clamp_(max=size - 1)
-        upper = (source - low).clamp_(0, 1).view(-1, *[1] * (grad.dim() - 1 - dim))  # weight of the upper neighbour
+        low, high, upper = neighbours(full, size, grad)
+        upper = upper.view(-1, *[1] * (grad.dim() - 1 - dim))
         out = grad.new_zeros(*grad.shape[:dim], size, *grad.shape[dim + 1 :])
         out.index_add_(dim, low, grad * (1 - upper))
-        out.index_add_(dim, (low + 1).clamp_(max=size - 1), grad * upper)
+        out.index_add_(dim, high, grad * upper)
         grad = out
     return grad

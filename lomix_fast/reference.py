@@ -17,8 +17,6 @@ from .labels import poison
 from .plan import MUL_BOUND, MixPlan
 from .target import Pixels, Target, ce_factors, read_target, target_stats
 
-_INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
-
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype of products, softmax and sums for logits of `dtype`: float64 for float64, float32 for the rest."""
@@ -28,11 +26,32 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def upsample(logits: Tensor, full: Sequence[int]) -> Tensor:
     """Interpolate logits [B, C, *native] to [B, C, *full]: linear in every axis, align_corners=False, no antialias.
 
-    The same tensor is returned when native equals full. Follows torch.nn.functional.interpolate with `size`.
+    The same tensor is returned when native equals full. What torch.nn.functional.interpolate with `size` computes, but
+    a neighbour without weight is not read, be it infinite, and places are exact.
     """
-    if tuple(logits.shape[2:]) == tuple(full):
-        return logits
-    return F.interpolate(logits, size=tuple(full), mode=_INTERPOLATION[logits.dim() - 2], align_corners=False)
+    for dim, size in reversed(list(enumerate(full, start=2))):  # whole rows are copied where there are most of them
+        if logits.shape[dim] == size:
+            continue
+        low, high, upper = neighbours(size, logits.shape[dim], logits)
+        upper = upper.view(-1, *[1] * (logits.dim() - 1 - dim))
+        enlarged = logits.index_select(dim, low).mul_(1 - upper)
+        logits = enlarged.addcmul_(logits.index_select(dim, high), upper)
+    return logits
+
+
+def neighbours(full: int, native: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the pixels of an axis read of a native axis, each [full] on the device of `like`.
+
+    Returns:
+        low, high: int64, the native coordinates; the same where only one has weight.
+        upper: weight of `high` in the dtype of `like`, inside (0, 1); that of `low` is the rest.
+    """
+    out = torch.arange(full, device=like.device)
+    place = ((2 * out + 1) * native - full).clamp_(min=0)  # in units of 1 / (2 full): whole numbers, so exact
+    low = (place // (2 * full)).clamp_(max=native - 1)
+    rest = (place - low * (2 * full)).masked_fill_(low == native - 1, 0)
+    alone = rest == 0
+    return low, low + ~alone, (rest.to(like.dtype) / (2 * full)).masked_fill_(alone, 0.5)
 
 
 def mixed_maps(
@@ -120,7 +139,11 @@ def stats_of_map(logits: Tensor, pixels: Pixels, factors: tuple[Tensor, Tensor],
     share = (a * y + b) * weight  # of each class in cross-entropy
     if plan.sigmoid:
         s = logits.sigmoid()
-        ce = ((1 - y) * weight + share) * F.softplus(logits) - share * logits
+        # log(1 + e^-|x|), and what |x| adds on the wrong side: one of the last two terms is 0, so no two large ones
+        # meet, and softplus, which is x itself above 20, is not asked there. At x = 0 autograd finds the right slope.
+        rest, distance = (1 - y) * weight, logits.abs()
+        ce = F.softplus(-distance).mul_(rest + share)
+        ce.addcmul_(rest, distance + logits, value=0.5).addcmul_(share, distance - logits, value=0.5)
     else:
         log_s = F.log_softmax(logits, dim=1)
         s = log_s.exp()

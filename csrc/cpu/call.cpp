@@ -201,19 +201,24 @@ template <typename T>
 void Call<T>::make_axis(int64_t scale, int axis, int64_t native, int64_t full) {
   std::vector<Index>&lo = index_[scale][2 * axis], &hi = index_[scale][2 * axis + 1];
   std::vector<T>& frac = frac_[scale][axis];
+  std::vector<int64_t>& at = at_[scale][axis];
   lo.resize(full + kAxisPadding);
   hi.resize(full + kAxisPadding);
   frac.resize(full + kAxisPadding);
   for (int64_t i = 0; i < full; ++i) {
     const Source<double, int64_t> from = source<double, int64_t>(i, full, native);
-    lo[i] = static_cast<Index>(from.low);
     frac[i] = static_cast<T>(from.weight);
-    hi[i] = static_cast<Index>(frac[i] == T(0) ? from.low : from.low + 1);
+    // Among the last two that are read so far, or the next one.
+    if (at.empty() || at.back() < from.low) at.push_back(from.low);
+    const size_t low = at.back() == from.low ? at.size() - 1 : at.size() - 2;
+    if (frac[i] != T(0) && low + 1 == at.size()) at.push_back(from.low + 1);
+    lo[i] = static_cast<Index>(low);
+    hi[i] = static_cast<Index>(frac[i] == T(0) ? low : low + 1);
   }
   std::fill(lo.begin() + full, lo.end(), lo[full - 1]);
   std::fill(hi.begin() + full, hi.end(), hi[full - 1]);
   std::fill(frac.begin() + full, frac.end(), frac[full - 1]);
-  problem.scales[scale].axis[axis] = {lo.data(), hi.data(), frac.data()};
+  problem.scales[scale].axis[axis] = {lo.data(), hi.data(), frac.data(), at.data(), static_cast<int64_t>(at.size())};
 }
 
 template <typename T>
@@ -247,7 +252,7 @@ void Call<T>::make_units() {
           unit.native_y[l] = scale.axis[1].lo[unit.y_begin];
           unit.native_ny[l] = scale.axis[1].hi[unit.y_end - 1] - unit.native_y[l] + 1;
           unit.native_offset[l] = native_grad_size;
-          native_grad_size += unit.native_nz[l] * unit.native_ny[l] * scale.size[2] * problem.num_classes;
+          native_grad_size += unit.native_nz[l] * unit.native_ny[l] * scale.axis[2].kept * problem.num_classes;
         }
         units.push_back(unit);
       }

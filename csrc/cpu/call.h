@@ -44,6 +44,7 @@ class Call {
   std::vector<at::Tensor> kept_;                                     // contiguous copies, where one was needed
   std::array<std::array<std::vector<Index>, 6>, kMaxScales> index_;  // lo and hi of z, y, x
   std::array<std::array<std::vector<T>, 3>, kMaxScales> frac_;
+  std::array<std::array<std::vector<int64_t>, 3>, kMaxScales> at_;
 };
 
 }  // namespace lomix::cpu

@@ -76,7 +76,8 @@ void check_shares(const Inputs& inputs) {
     if (inputs.rule.ignore_index) values = values.masked_fill(values.eq(*inputs.rule.ignore_index), 0);
     const double slack = are_marks ? 0 : kSlack;
     const auto [least, most] = at::aminmax(values);
-    if (!(least.item<double>() >= -slack && most.item<double>() <= 1 + slack)) {  // true for NaN
+    // In the target's own dtype, to which PyTorch rounds the limits too; NaN is outside.
+    if (!least.ge(-slack).item<bool>() || !most.le(1 + slack).item<bool>()) {
       const at::Tensor good = at::logical_and(values.ge(-slack), values.le(1 + slack));
       const int64_t at = good.logical_not().flatten().nonzero()[0][0].item<int64_t>();
       std::ostringstream value;
@@ -98,8 +99,10 @@ void check_shares(const Inputs& inputs) {
 void check_weights(const Inputs& inputs) {
   if (!inputs.weight_map || inputs.weight_map->scalar_type() == at::kBool || inputs.weight_map->numel() == 0) return;
   const at::Tensor& weight = *inputs.weight_map;
-  if (!(weight.min().item<double>() < 0)) return;  // what is no number shows in the loss
-  const int64_t at = weight.lt(0).flatten().nonzero()[0][0].item<int64_t>();
+  if (weight.min().item<double>() >= 0) return;
+  const at::Tensor found = weight.lt(0).flatten().nonzero();
+  if (found.numel() == 0) return;  // what is no number shows in the loss
+  const int64_t at = found[0][0].item<int64_t>();
   std::ostringstream value;
   value << std::setprecision(9) << weight.flatten()[at].item<double>();
   TORCH_CHECK_VALUE(false, "weight_map: got the weight ", value.str(), " at index ", position(weight, at),

@@ -1,4 +1,4 @@
-// Backward pass of one unit: maps made again, their gradients pushed through softmax, mix and interpolation.
+// Backward pass of some units: maps made again, their gradients pushed through softmax, mix and interpolation.
 #include "dispatch.h"
 #include "extras.h"
 #include "sigmoid.h"
@@ -150,40 +150,43 @@ void backward_tile(const Problem<T>& problem, BackwardState<T>& state, const T* 
 }
 
 template <Kind kKind, typename T>
-void backward_kind(const Problem<T>& problem, const Unit& unit, void* scratch, const ProjectionGrads& out) {
+void backward_kind(const Problem<T>& problem, int64_t first, int64_t last, void* scratch, const ProjectionGrads& out) {
   Arena arena(scratch);
   BackwardState<T> state(problem, arena);
   const int64_t L = problem.num_scales, C = problem.num_classes;
-  const T* grad_stats = problem.grad_stats + unit.batch * problem.num_maps * (1 + 2 * C);
-  for (int64_t l = 0; l < L; ++l) {
-    if (!problem.scales[l].used || problem.scales[l].identity) continue;
-    const int64_t rows = unit.native_nz[l] * unit.native_ny[l];
-    std::memset(problem.native_grads + unit.native_offset[l], 0, sizeof(T) * rows * problem.scales[l].size[2] * C);
-  }
+  const Unit* unit = problem.units + first;
   const auto start = [&](int64_t z, int64_t x, int64_t tiles) {
-    for (int64_t l = 0; l < L; ++l) state.rows[l].start(unit, z, x, tiles, out.scale[l]);
+    for (int64_t l = 0; l < L; ++l) state.rows[l].start(*unit, z, x, tiles, out.scale[l]);
   };
   const auto group = [&](int64_t y, int64_t y_end) {
     for (int64_t l = 0; l < L; ++l) state.rows[l].ensure(y, y_end);
   };
   const auto work = [&](const Place& at) {
     load_target<kKind, T>(problem, state.tile, at, nullptr);
-    backward_tile<kKind>(problem, state, grad_stats);
+    backward_tile<kKind>(problem, state, problem.grad_stats + unit->batch * problem.num_maps * (1 + 2 * C));
   };
   const auto finish = [&] {
     for (int64_t l = 0; l < L; ++l) state.rows[l].finish();
   };
-  sweep(problem, unit, state.tile, state.rows, start, group, work, finish);
+  for (; unit != problem.units + last; ++unit) {
+    for (int64_t l = 0; l < L; ++l) {
+      const Scale<T>& scale = problem.scales[l];
+      if (!scale.used || scale.identity) continue;
+      const int64_t rows = unit->native_nz[l] * unit->native_ny[l];
+      std::memset(problem.native_grads + unit->native_offset[l], 0, sizeof(T) * rows * scale.axis[2].kept * C);
+    }
+    sweep(problem, *unit, state.tile, state.rows, start, group, work, finish);
+  }
   for (int64_t l = 0; l < L; ++l) state.rows[l].drain();
 }
 
 template <typename T>
-void backward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, const ProjectionGrads& out) {
+void backward_units(const Problem<T>& problem, int64_t first, int64_t last, void* scratch, const ProjectionGrads& out) {
   const FlushSubnormals flush;
   switch (problem.kind) {
-    case Kind::kPlain: return backward_kind<Kind::kPlain>(problem, unit, scratch, out);
-    case Kind::kSoftmax: return backward_kind<Kind::kSoftmax>(problem, unit, scratch, out);
-    case Kind::kSigmoid: return backward_kind<Kind::kSigmoid>(problem, unit, scratch, out);
+    case Kind::kPlain: return backward_kind<Kind::kPlain>(problem, first, last, scratch, out);
+    case Kind::kSoftmax: return backward_kind<Kind::kSoftmax>(problem, first, last, scratch, out);
+    case Kind::kSigmoid: return backward_kind<Kind::kSigmoid>(problem, first, last, scratch, out);
   }
 }
 
@@ -191,9 +194,9 @@ void backward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, c
 
 void LOMIX_BACKWARD_TABLE(Kernels<float>& f32, Kernels<double>& f64) {
   f32.backward_scratch = backward_scratch<float>;
-  f32.backward = backward_unit<float>;
+  f32.backward = backward_units<float>;
   f64.backward_scratch = backward_scratch<double>;
-  f64.backward = backward_unit<double>;
+  f64.backward = backward_units<double>;
 }
 
 }  // namespace lomix::cpu

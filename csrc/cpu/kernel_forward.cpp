@@ -1,4 +1,4 @@
-// Forward pass of one unit: every map of the plan made, exponentiated and summed, tile by tile.
+// Forward pass of some units: every map of the plan made, exponentiated and summed, tile by tile.
 #include "dispatch.h"
 #include "extras.h"
 #include "sigmoid.h"
@@ -107,22 +107,24 @@ void forward_cat(const Problem<T>& problem, ForwardState<T>& state, const Tile<T
 }
 
 template <Kind kKind, typename T>
-void forward_kind(const Problem<T>& problem, const Unit& unit, void* scratch, const StatsOut& out) {
+void forward_kind(const Problem<T>& problem, int64_t first, int64_t last, void* scratch, const StatsOut& out) {
   Arena arena(scratch);
   ForwardState<T> state(problem, arena);
   const int64_t C = problem.num_classes;
   const auto each_map = [&](const auto& f) {
     for (int64_t m = 0; m < problem.num_maps; ++m) f(MapSums<T>{state.sums + m * MapSums<T>::size(C)}, m);
   };
-  int64_t additions = 0;
+  int64_t additions = 0, number = first;
   const auto drain = [&] {
-    each_map([&](const MapSums<T>& sums, int64_t m) { sums.drain(C, out.stats + m * (1 + 2 * C)); });
-    for (int64_t c = 0; c <= C; ++c) out.counts[c] += horizontal_sum(Vec<T>::loadu(state.counts + c * kWidth<T>));
+    double* const stats = out.stats + (number - first) * out.apart;
+    double* const counts = stats + problem.num_maps * (1 + 2 * C);
+    each_map([&](const MapSums<T>& sums, int64_t m) { sums.drain(C, stats + m * (1 + 2 * C)); });
+    for (int64_t c = 0; c <= C; ++c) counts[c] += horizontal_sum(Vec<T>::loadu(state.counts + c * kWidth<T>));
     std::memset(state.counts, 0, sizeof(T) * (1 + C) * kWidth<T>);
     additions = 0;
   };
   const auto start = [&](int64_t z, int64_t x, int64_t tiles) {
-    for (int64_t l = 0; l < problem.num_scales; ++l) state.rows[l].start(unit.batch, z, x, tiles);
+    for (int64_t l = 0; l < problem.num_scales; ++l) state.rows[l].start(problem.units[number].batch, z, x, tiles);
   };
   const auto group = [&](int64_t y, int64_t y_end) {
     for (int64_t l = 0; l < problem.num_scales; ++l) {
@@ -140,17 +142,19 @@ void forward_kind(const Problem<T>& problem, const Unit& unit, void* scratch, co
     if (additions >= kMostAdditions) drain();
   };
   each_map([&](const MapSums<T>& sums, int64_t) { sums.clear(C); });
-  sweep(problem, unit, state.tile, state.rows, start, group, work, [] {});
-  drain();
+  for (; number < last; ++number) {
+    sweep(problem, problem.units[number], state.tile, state.rows, start, group, work, [] {});
+    drain();
+  }
 }
 
 template <typename T>
-void forward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, const StatsOut& out) {
+void forward_units(const Problem<T>& problem, int64_t first, int64_t last, void* scratch, const StatsOut& out) {
   const FlushSubnormals flush;
   switch (problem.kind) {
-    case Kind::kPlain: return forward_kind<Kind::kPlain>(problem, unit, scratch, out);
-    case Kind::kSoftmax: return forward_kind<Kind::kSoftmax>(problem, unit, scratch, out);
-    case Kind::kSigmoid: return forward_kind<Kind::kSigmoid>(problem, unit, scratch, out);
+    case Kind::kPlain: return forward_kind<Kind::kPlain>(problem, first, last, scratch, out);
+    case Kind::kSoftmax: return forward_kind<Kind::kSoftmax>(problem, first, last, scratch, out);
+    case Kind::kSigmoid: return forward_kind<Kind::kSigmoid>(problem, first, last, scratch, out);
   }
 }
 
@@ -158,9 +162,9 @@ void forward_unit(const Problem<T>& problem, const Unit& unit, void* scratch, co
 
 void LOMIX_FORWARD_TABLE(Kernels<float>& f32, Kernels<double>& f64) {
   f32.forward_scratch = forward_scratch<float>;
-  f32.forward = forward_unit<float>;
+  f32.forward = forward_units<float>;
   f64.forward_scratch = forward_scratch<double>;
-  f64.forward = forward_unit<double>;
+  f64.forward = forward_units<double>;
 }
 
 }  // namespace lomix::cpu

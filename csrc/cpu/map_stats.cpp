@@ -20,47 +20,62 @@ std::tuple<at::Tensor, at::Tensor> forward(const Inputs& inputs) {
   const Problem<T>& problem = call.problem;
   check_values(inputs, call.held_target);
   const int64_t C = problem.num_classes, columns = problem.num_maps * (1 + 2 * C);
-  const int64_t num_units = static_cast<int64_t>(call.units.size());
-  std::vector<double> stats(static_cast<size_t>(num_units * columns), 0.0);
-  std::vector<double> counts(static_cast<size_t>(num_units * (1 + C)), 0.0);
-
-  // 1. sums of every unit
-  const Kernels<T>& run = kernels<T>();
-  const int64_t scratch_size = run.forward_scratch(problem);
-  at::parallel_for(0, num_units, 1, [&](int64_t begin, int64_t end) {
-    const c10::DataPtr scratch = c10::GetCPUAllocator()->allocate(static_cast<size_t>(scratch_size));
-    for (int64_t i = begin; i < end; ++i) {
-      run.forward(problem, call.units[i], scratch.get(), {stats.data() + i * columns, counts.data() + i * (1 + C)});
-    }
-  });
-
-  // 2. added up per sample
+  const int64_t num_units = static_cast<int64_t>(call.units.size()), apart = columns + 1 + C;
   const auto options = inputs.logits[0].options().dtype(c10::CppTypeToScalarType<T>::value);
   at::Tensor out = at::empty({call.batch, problem.num_maps, 1 + 2 * C}, options);
   at::Tensor target_out = at::empty({call.batch, 1 + C}, options);
   T* to = out.template mutable_data_ptr<T>();
   T* target_to = target_out.template mutable_data_ptr<T>();
-  const auto total = [&](const std::vector<double>& of, int64_t b, int64_t column, int64_t apart) {
-    double sum = 0;
-    for (int64_t i = b * call.units_per_sample; i < (b + 1) * call.units_per_sample; ++i) sum += of[i * apart + column];
-    return sum;
-  };
   const double pixels = static_cast<double>(problem.depth * problem.height * problem.width);
-  for (int64_t b = 0; b < call.batch; ++b) {
-    for (int64_t k = 0; k < columns; ++k) to[b * columns + k] = static_cast<T>(total(stats, b, k, columns));
+  // What the units of sample b have found, added up.
+  const auto finish = [&](const double* stats, int64_t b) {
+    const auto total = [&](int64_t column) {
+      double sum = 0;
+      for (int64_t i = 0; i < call.units_per_sample; ++i) sum += stats[i * apart + column];
+      return sum;
+    };
+    for (int64_t k = 0; k < columns; ++k) to[b * columns + k] = static_cast<T>(total(k));
     for (int64_t k = 0; k <= C; ++k) {
       const bool is_plain_count = k == 0 && problem.kind == Kind::kPlain;
-      target_to[b * (1 + C) + k] = static_cast<T>(is_plain_count ? pixels : total(counts, b, k, 1 + C));
+      target_to[b * (1 + C) + k] = static_cast<T>(is_plain_count ? pixels : total(columns + k));
     }
-  }
+  };
+
+  // The sums of every unit. Samples of one unit are finished at once, a few at a time, or the sums of very many small
+  // ones would take more memory than the result.
+  const Kernels<T>& run = kernels<T>();
+  const int64_t scratch_size = run.forward_scratch(problem);
+  const bool at_once = call.units_per_sample == 1;
+  constexpr int64_t kFewDoubles = 1 << 17;
+  const int64_t few = std::max<int64_t>(1, kFewDoubles / apart);
+  std::vector<double> stats(static_cast<size_t>(at_once ? 0 : num_units * apart), 0.0);
+  at::parallel_for(0, num_units, 1, [&](int64_t begin, int64_t end) {
+    const c10::DataPtr scratch = c10::GetCPUAllocator()->allocate(static_cast<size_t>(scratch_size));
+    if (!at_once) return run.forward(problem, begin, end, scratch.get(), {stats.data() + begin * apart, apart});
+    std::vector<double> own(static_cast<size_t>(std::min(few, end - begin) * apart));
+    for (int64_t first = begin; first < end; first += few) {
+      const int64_t last = std::min(first + few, end);
+      std::fill(own.begin(), own.end(), 0.0);
+      run.forward(problem, first, last, scratch.get(), {own.data(), apart});
+      for (int64_t b = first; b < last; ++b) finish(own.data() + (b - first) * apart, b);
+    }
+  });
+  for (int64_t b = 0; !at_once && b < call.batch; ++b) finish(stats.data() + b * call.units_per_sample * apart, b);
   return {out, target_out};
 }
 
-// Sum of the private gradients of all units for one native row, written to the gradient of that scale.
+// Whether some native pixels of a scale are read by no pixel.
+template <typename T>
+bool has_gaps(const Scale<T>& scale) {
+  return scale.axis[0].kept < scale.size[0] || scale.axis[1].kept < scale.size[1] || scale.axis[2].kept < scale.size[2];
+}
+
+// Sum of the private gradients of all units for one native row that is read, written to the gradient of that scale.
 template <typename T>
 void gather_row(const Call<T>& call, int64_t l, int64_t b, int64_t z, int64_t y, T* row) {
   const Problem<T>& problem = call.problem;
-  const int64_t length = problem.scales[l].size[2] * problem.num_classes;
+  const Scale<T>& scale = problem.scales[l];
+  const int64_t columns = scale.axis[2].kept, length = columns * problem.num_classes;
   std::fill(row, row + length, T(0));
   for (int64_t i = b * call.units_per_sample; i < (b + 1) * call.units_per_sample; ++i) {
     const Unit& unit = call.units[i];
@@ -69,20 +84,22 @@ void gather_row(const Call<T>& call, int64_t l, int64_t b, int64_t z, int64_t y,
     const T* from = problem.native_grads + unit.native_offset[l] + (dz * unit.native_ny[l] + dy) * length;
     for (int64_t k = 0; k < length; ++k) row[k] += from[k];
   }
-  for (int64_t c = 0; c < problem.num_classes; ++c) {
-    store_grads(problem.scales[l], problem.logit_type, b, c, z, y, 0, problem.scales[l].size[2], row + c,
-                problem.num_classes);
+  const int64_t C = problem.num_classes, count = are_neighbours(scale.axis[2], 0, columns) ? columns : 1;
+  for (int64_t c = 0; c < C; ++c) {
+    for (int64_t x = 0; x < columns; x += count) {
+      store_grads(scale, problem.logit_type, b, c, z, y, x, count, row + x * C + c, C);
+    }
   }
 }
 
 template <typename T>
 void gather_native(const Call<T>& call, int64_t l) {
   const Scale<T>& scale = call.problem.scales[l];
-  const int64_t rows = scale.size[0] * scale.size[1];
+  const int64_t height = scale.axis[1].kept, rows = scale.axis[0].kept * height;
   at::parallel_for(0, call.batch * rows, 16, [&](int64_t begin, int64_t end) {
-    std::vector<T> row(static_cast<size_t>(scale.size[2] * call.problem.num_classes));
+    std::vector<T> row(static_cast<size_t>(scale.axis[2].kept * call.problem.num_classes));
     for (int64_t i = begin; i < end; ++i) {
-      gather_row(call, l, i / rows, i % rows / scale.size[1], i % scale.size[1], row.data());
+      gather_row(call, l, i / rows, i % rows / height, i % height, row.data());
     }
   });
 }
@@ -163,13 +180,11 @@ std::vector<at::Tensor> backward(const at::Tensor& grad_stats, const Inputs& inp
       grad_stats.to(c10::CppTypeToScalarType<T>::value, /*non_blocking=*/false, /*copy=*/true).contiguous();
   if (problem.squared) grads.narrow(2, 1 + problem.num_classes, problem.num_classes).mul_(2);  // of s^2, see softmax.h
   problem.grad_stats = grads.template const_data_ptr<T>();
-  const c10::DataPtr native = c10::GetCPUAllocator()->allocate(static_cast<size_t>(call.native_grad_size) * sizeof(T));
-  problem.native_grads = static_cast<T*>(native.get());
-
   std::vector<at::Tensor> outputs;
   for (int64_t l = 0; l < problem.num_scales; ++l) {
     Scale<T>& scale = problem.scales[l];
-    at::Tensor out = scale.used ? at::empty_like(inputs.logits[l]) : at::zeros_like(inputs.logits[l]);
+    const bool is_whole = scale.used && !has_gaps(scale);
+    at::Tensor out = is_whole ? at::empty_like(inputs.logits[l]) : at::zeros_like(inputs.logits[l]);
     scale.grad = out.mutable_data_ptr();
     const int64_t axes = out.dim() - 2;
     scale.grad_stride[0] = out.stride(0);
@@ -180,6 +195,8 @@ std::vector<at::Tensor> backward(const at::Tensor& grad_stats, const Inputs& inp
     }
     outputs.push_back(out);
   }
+  const c10::DataPtr native = c10::GetCPUAllocator()->allocate(static_cast<size_t>(call.native_grad_size) * sizeof(T));
+  problem.native_grads = static_cast<T*>(native.get());
 
   // 1. every unit: full-size gradients written, native ones kept apart, parameter gradients into the unit's slot
   ProjectionSums<T> sums(call, num_units);
@@ -189,7 +206,7 @@ std::vector<at::Tensor> backward(const at::Tensor& grad_stats, const Inputs& inp
     const c10::DataPtr scratch = c10::GetCPUAllocator()->allocate(static_cast<size_t>(scratch_size));
     for (int64_t slot = begin; slot < end; ++slot) {
       const int64_t first = num_units * slot / sums.slots, last = num_units * (slot + 1) / sums.slots;
-      for (int64_t i = first; i < last; ++i) run.backward(problem, call.units[i], scratch.get(), sums.slot(slot));
+      run.backward(problem, first, last, scratch.get(), sums.slot(slot));
     }
   });
 

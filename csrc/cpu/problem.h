@@ -23,14 +23,19 @@ constexpr int64_t kTilePixels = kTileRows * kTileWidth + 16;
 // Additions of floats into one lane before they are carried over to doubles.
 constexpr int64_t kMostAdditions = 1024;
 
-// Linear interpolation along one axis: out[i] = (1 - frac[i]) * in[lo[i]] + frac[i] * in[hi[i]].
-// Index has the width of T because SIMD gathers want it so.
+// Linear interpolation along one axis: out[i] = (1 - frac[i]) * in[lo[i]] + frac[i] * in[hi[i]], and just in[lo[i]]
+// where frac is 0: what has no weight is not read, be it infinite.
+// lo and hi count the native coordinates that are read, `kept` of them, number n of which is at[n]. Where an axis
+// shrinks to less than half there are others, and no work is done for those. Index has the width of T because SIMD
+// gathers want it so.
 template <typename T>
 struct Axis {
   using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
   const Index* lo;  // [out + kAxisPadding], never decreasing
   const Index* hi;  // [out + kAxisPadding], lo or lo + 1; lo where frac is 0
   const T* frac;    // [out + kAxisPadding], in [0, 1)
+  const int64_t* at;
+  int64_t kept;
 };
 
 // Native logits of one scale, [B, C, d, h, w] with any strides, and where its gradient goes.
@@ -97,7 +102,8 @@ struct Unit {
   int64_t batch;
   int64_t z_begin, z_end;
   int64_t y_begin, y_end;
-  // Native rows of each scale that the unit touches, and where its private gradient of them lies in `native_grads`.
+  // Native rows of each scale that the unit touches, as its axes count them, and where its private gradient of them
+  // lies in `native_grads`.
   int64_t native_z[kMaxScales], native_nz[kMaxScales];
   int64_t native_y[kMaxScales], native_ny[kMaxScales];
   int64_t native_offset[kMaxScales];
@@ -122,25 +128,27 @@ struct Problem {
   const T* cat_bias;    // b [S, C], times log2(e)
   const T* awf_bias;    // v [K], times log2(e)
   const T* grad_stats;  // [B, M, 1 + 2C]
-  T* native_grads;      // private gradients of all units, each [nz, ny, w, C]
+  T* native_grads;      // private gradients of all units, each [nz, ny, columns that are read, C]
 };
 
-// Sums that one unit adds to. Doubles: a unit may hold millions of pixels.
+// Sums that units add to. Doubles: a unit may hold millions of pixels.
 struct StatsOut {
-  double* stats;   // [M, 1 + 2C]
-  double* counts;  // [1 + C], see target_stats in lomix_fast/target.py
+  double* stats;  // of the first unit: [M, 1 + 2C], then [1 + C], see target_stats in lomix_fast/target.py
+  int64_t apart;  // from one unit's to the next one's
 };
 struct ProjectionGrads {
   double* scale[kMaxScales];  // [rows, C + 1]: gradient of `Scale::projection`, then of what is added to its result
 };
 
-// The entry points of one CPU capability, for one dtype. Scratch is private to the caller's thread, 64-byte aligned.
+// The entry points of one CPU capability, for one dtype. A pass makes its scratch ready once for all the units it is
+// given one after the other: small samples are many units. Scratch is private to the caller's thread, 64-byte aligned.
 template <typename T>
 struct Kernels {
   int64_t (*forward_scratch)(const Problem<T>&);   // bytes
   int64_t (*backward_scratch)(const Problem<T>&);  // bytes
-  void (*forward)(const Problem<T>&, const Unit&, void* scratch, const StatsOut&);
-  void (*backward)(const Problem<T>&, const Unit&, void* scratch, const ProjectionGrads&);
+  // Units [first, last).
+  void (*forward)(const Problem<T>&, int64_t first, int64_t last, void* scratch, const StatsOut&);
+  void (*backward)(const Problem<T>&, int64_t first, int64_t last, void* scratch, const ProjectionGrads&);
 };
 
 }  // namespace lomix::cpu

@@ -29,7 +29,7 @@ class RowGrads : public ScaleRows<T> {
     projected_grad_ = arena.take_zeros<T>(scale.slots * most_tiles * scale.rows_padded * kTileWidth);
     entered_ = arena.take<int64_t>(scale.slots);
     class_pitch_ = (C_ + kV - 1) / kV * kV;
-    narrow_ = scale.identity ? nullptr : arena.take<T>(scale.size[2] * class_pitch_);
+    narrow_ = scale.identity ? nullptr : arena.take<T>(scale.axis[2].kept * class_pitch_);
     const int64_t columns = OuterSums<T>::padded(C_ + 1);
     outer_ = {scale.rows_padded, columns, arena.take_zeros<T>(scale.rows_padded * columns)};
     constant_ = arena.take_zeros<T>(2 * kTileWidth);  // a row of zeros, a row of ones
@@ -228,12 +228,13 @@ class RowGrads : public ScaleRows<T> {
     }
   }
 
-  // Add weight * narrow_ to the unit's private gradient, [nz, ny, w, C].
+  // Add weight * narrow_ to the unit's private gradient, [nz, ny, columns that are read, C].
   void add_native(T weight, int64_t native_z, int64_t native_y) const {
     const Scale<T>& scale = this->scale();
     const int64_t row =
         (native_z - unit_->native_z[index_]) * unit_->native_ny[index_] + (native_y - unit_->native_y[index_]);
-    T* to = problem_.native_grads + unit_->native_offset[index_] + (row * scale.size[2] + this->first_column()) * C_;
+    T* to =
+        problem_.native_grads + unit_->native_offset[index_] + (row * scale.axis[2].kept + this->first_column()) * C_;
     for (int64_t i = 0; i < this->num_columns(); ++i) {
       for (int64_t c = 0; c < C_; ++c) to[i * C_ + c] += weight * narrow_[i * class_pitch_ + c];
     }

@@ -92,7 +92,7 @@ class ScaleRows {
   int64_t x() const { return x_; }
   int64_t count() const { return count_; }  // output columns of the block that exist
   int64_t tiles() const { return tiles_; }
-  int64_t first_column() const { return first_; }  // native columns of the block
+  int64_t first_column() const { return first_; }  // native columns of the block, as the axis counts them
   int64_t num_columns() const { return segment_; }
 
  private:
@@ -174,17 +174,20 @@ class ScaleRows {
       if (last - base < kV) {
         for (int64_t r = 0; r < rows; ++r) {
           const Vec<T> a = pick(source + r * pitch_, lo), b = pick(source + r * pitch_, hi);
-          at::vec::fmadd(a, rest, b * frac).store(out + r * kTileWidth);
+          at::vec::fmadd(a, rest, share_of(b, frac)).store(out + r * kTileWidth);
         }
       } else {
         for (int64_t r = 0; r < rows; ++r) {
           const Vec<T> a = at::vec::gather<sizeof(T)>(source + r * pitch_, lo);
           const Vec<T> b = at::vec::gather<sizeof(T)>(source + r * pitch_, hi);
-          at::vec::fmadd(a, rest, b * frac).store(out + r * kTileWidth);
+          at::vec::fmadd(a, rest, share_of(b, frac)).store(out + r * kTileWidth);
         }
       }
     }
   }
+
+  // b * frac, and 0 where frac is 0: there b is a, which may be infinite.
+  static Vec<T> share_of(const Vec<T>& b, const Vec<T>& frac) { return (b * frac) & (frac != Vec<T>(0)); }
 
   const Problem<T>& problem_;
   const Scale<T>& scale_;

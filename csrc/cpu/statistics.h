@@ -101,12 +101,17 @@ void add_dice(const Tile<T>& tile, T* groups) {
   }
 }
 
+// As many sums as may be multiplied before their exponents are split off, each from 1 to C: with more classes than this
+// eight of them could overflow.
+constexpr int kMostProductClasses = 1 << 15;
+
 // Add the cross-entropy of the map whose exponentials are in the tile. `small_sums`: they may be less than 1.
 // kUnits: what the logarithms are multiplied with is 0 or 1, so that they can be taken of products.
 template <bool kPlain, bool kUnits, typename T>
 void add_loss(const Tile<T>& tile, bool small_sums, const MapSums<T>& out) {
   constexpr int64_t kV = kWidth<T>;
   const int64_t pixels = tile.pixels();
+  const bool split_each = small_sums || tile.num_classes > kMostProductClasses;
   const T *margin_at = tile.margin, *sum_at = tile.sum, *total_at = kPlain ? tile.exists : tile.total;
   Vec<T> margin = Vec<T>::loadu(out.at), logs = Vec<T>::loadu(out.at + kV), product = Vec<T>::loadu(out.at + 2 * kV);
   for (int64_t p = 0; p < pixels; p += kV) {
@@ -114,8 +119,7 @@ void add_loss(const Tile<T>& tile, bool small_sums, const MapSums<T>& out) {
     margin = kPlain ? at::vec::fmadd(total, own, margin) : margin + own;  // shares have weighed it already
     if constexpr (kUnits) {
       product = product * at::vec::fmadd(total, Vec<T>::loadu(sum_at + p), Vec<T>(1) - total);
-      // Sums from 1 to C may be multiplied eight times before they could overflow.
-      if (small_sums || p % (8 * kV) == 7 * kV) split_exponent(product, logs);
+      if (split_each || p % (8 * kV) == 7 * kV) split_exponent(product, logs);
     } else {
       logs = at::vec::fmadd(total, Vec<T>::loadu(sum_at + p).log2(), logs);
     }

@@ -27,26 +27,37 @@ static inline void store_strided(const T* from, int64_t from_stride, int64_t cou
   for (int64_t i = 0; i < count; ++i) to[i * stride] = static_cast<To>(from[i * from_stride]);
 }
 
-// Read `count` logits of one row starting at x into `to`, in the arithmetic type.
+// Whether columns [x, x + count) of those that are read are neighbours.
+template <typename T>
+static inline bool are_neighbours(const Axis<T>& axis, int64_t x, int64_t count) {
+  return axis.at[x + count - 1] - axis.at[x] == count - 1;
+}
+
+// Read `count` logits of one row starting at x into `to`, in the arithmetic type. Places as the axes count them.
 template <typename T>
 static inline void load_logits(const Scale<T>& s, LogitType type, int64_t b, int64_t c, int64_t z, int64_t y, int64_t x,
                                int64_t count, T* to) {
-  const int64_t at = b * s.stride[0] + c * s.stride[1] + z * s.stride[2] + y * s.stride[3] + x * s.stride[4];
   const int64_t step = s.stride[4];
+  const int64_t row = b * s.stride[0] + c * s.stride[1] + s.axis[0].at[z] * s.stride[2] + s.axis[1].at[y] * s.stride[3];
+  const auto load = [&](const auto* from) {
+    if (are_neighbours(s.axis[2], x, count)) return load_strided(from + s.axis[2].at[x] * step, step, count, to);
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(from[s.axis[2].at[x + i] * step]);
+  };
   switch (type) {
-    case LogitType::kFloat: return load_strided(static_cast<const float*>(s.logits) + at, step, count, to);
-    case LogitType::kDouble: return load_strided(static_cast<const double*>(s.logits) + at, step, count, to);
-    case LogitType::kHalf: return load_strided(static_cast<const c10::Half*>(s.logits) + at, step, count, to);
-    case LogitType::kBFloat16: return load_strided(static_cast<const c10::BFloat16*>(s.logits) + at, step, count, to);
+    case LogitType::kFloat: return load(static_cast<const float*>(s.logits) + row);
+    case LogitType::kDouble: return load(static_cast<const double*>(s.logits) + row);
+    case LogitType::kHalf: return load(static_cast<const c10::Half*>(s.logits) + row);
+    case LogitType::kBFloat16: return load(static_cast<const c10::BFloat16*>(s.logits) + row);
   }
 }
 
-// Write `count` gradients of one row starting at x, in the type of the logits. `from_stride` lets channels lie fastest.
+// Write `count` gradients of one row starting at x, in the type of the logits, at places as the axes count them;
+// columns are neighbours. `from_stride` lets channels lie fastest.
 template <typename T>
 static inline void store_grads(const Scale<T>& s, LogitType type, int64_t b, int64_t c, int64_t z, int64_t y, int64_t x,
                                int64_t count, const T* from, int64_t from_stride) {
   const int64_t* g = s.grad_stride;
-  const int64_t at = b * g[0] + c * g[1] + z * g[2] + y * g[3] + x * g[4];
+  const int64_t at = b * g[0] + c * g[1] + s.axis[0].at[z] * g[2] + s.axis[1].at[y] * g[3] + s.axis[2].at[x] * g[4];
   switch (type) {
     case LogitType::kFloat: return store_strided(from, from_stride, count, static_cast<float*>(s.grad) + at, g[4]);
     case LogitType::kDouble: return store_strided(from, from_stride, count, static_cast<double*>(s.grad) + at, g[4]);

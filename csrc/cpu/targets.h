@@ -1,6 +1,8 @@
 // What the pixels of a tile are held against: class numbers or dense values, and weights, as the loops want them.
 #pragma once
 
+#include <type_traits>
+
 #include "tile.h"
 
 namespace lomix::cpu {
@@ -19,6 +21,21 @@ inline void with_type(LabelType type, const void* data, const F& f) {
     case LabelType::kDouble: return f(static_cast<const double*>(data));
     case LabelType::kHalf: return f(static_cast<const c10::Half*>(data));
     case LabelType::kBFloat16: return f(static_cast<const c10::BFloat16*>(data));
+  }
+}
+
+// Whether a number of the target is this one, exactly. Subnormal numbers, which are 0 to arithmetic here, are not 0.
+template <typename Number>
+inline bool is_number(Number number, int64_t wanted) {
+  if constexpr (std::is_integral_v<Number>) {
+    return static_cast<int64_t>(number) == wanted;
+  } else {
+    using Bits =
+        std::conditional_t<sizeof(Number) == 8, uint64_t, std::conditional_t<sizeof(Number) == 4, uint32_t, uint16_t>>;
+    Bits bits;
+    std::memcpy(&bits, &number, sizeof(bits));
+    if (wanted == 0) return static_cast<Bits>(bits << 1) == 0;
+    return static_cast<double>(number) == static_cast<double>(wanted);
   }
 }
 
@@ -79,9 +96,13 @@ void load_weights(const Problem<T>& problem, const Tile<T>& tile, const Place& a
     T* exists = tile.exists + r * pitch;
     if (target.dense) {  // one class
       T* values = tile.one_hot + r * pitch;
-      for (int64_t p = 0; p < at.count; ++p) {
-        if (values[p] == static_cast<T>(target.ignore)) values[p] = weight[p] = exists[p] = T(0);
-      }
+      const int64_t* s = target.stride;
+      const int64_t first = at.batch * s[0] + at.z * s[2] + (at.y + r) * s[3] + at.x * s[4];
+      with_type(target.type, target.values, [&](const auto* given) {
+        for (int64_t p = 0; p < at.count; ++p) {
+          if (is_number(given[first + p * s[4]], target.ignore)) values[p] = weight[p] = exists[p] = T(0);
+        }
+      });
       continue;
     }
     const int64_t first = ((at.batch * problem.depth + at.z) * problem.height + at.y + r) * problem.width + at.x;

@@ -62,8 +62,8 @@ template <typename T>
 Prepared<T>::Prepared(const Inputs& inputs, const DeviceFacts& device) : device_(device) {
   const at::Tensor& first = inputs.logits[0];
   constexpr int64_t kMost = std::numeric_limits<int>::max();
-  TORCH_CHECK_VALUE(first.size(0) < kMost / 64 && first.size(1) < kMost / 64, "logits: got shape ", first.sizes(),
-                    ", expected less than 2^25 samples and classes");
+  TORCH_CHECK_VALUE(first.size(0) < kMost / 64, "logits: got shape ", first.sizes(),
+                    ", expected less than 2^25 samples; cut the batch into parts");
   call.batch = static_cast<int>(first.size(0));
   call.num_scales = static_cast<int>(inputs.logits.size());
   call.num_classes = static_cast<int>(first.size(1));
@@ -77,7 +77,6 @@ Prepared<T>::Prepared(const Inputs& inputs, const DeviceFacts& device) : device_
 
 template <typename T>
 void Prepared<T>::read_target(const Inputs& inputs) {
-  constexpr int64_t kMost = std::numeric_limits<int>::max();
   Target<T>& target = call.target;
   const Rule& rule = inputs.rule;
   target.dense = inputs.is_dense();
@@ -93,8 +92,6 @@ void Prepared<T>::read_target(const Inputs& inputs) {
   strides_of(inputs.target, first_axis, call.label_stride);
   const std::array<int64_t, 3> full = as_zyx(inputs.target.sizes(), first_axis, 1);
   for (int axis = 0; axis < 3; ++axis) {
-    TORCH_CHECK_VALUE(full[axis] < kMost / 4, "target: got shape ", inputs.target.sizes(),
-                      ", expected less than 2^29 pixels along an axis");
     call.full[axis] = static_cast<int>(full[axis]);
   }
   call.general = !inputs.is_plain();
@@ -114,7 +111,6 @@ void Prepared<T>::read_target(const Inputs& inputs) {
 
 template <typename T>
 void Prepared<T>::read_scales(const Inputs& inputs) {
-  constexpr int64_t kMost = std::numeric_limits<int>::max();
   for (int l = 0; l < call.num_scales; ++l) {
     const at::Tensor& z = inputs.logits[l];
     Scale& scale = call.scales[l];
@@ -124,8 +120,6 @@ void Prepared<T>::read_scales(const Inputs& inputs) {
     scale.stride[1] = z.stride(1);
     scale.same = true;
     for (int axis = 0; axis < 3; ++axis) {
-      TORCH_CHECK_VALUE(size[axis] < kMost / 4, "logits: got shape ", z.sizes(),
-                        ", expected less than 2^29 pixels along an axis");
       scale.size[axis] = static_cast<int>(size[axis]);
       scale.stride[2 + axis] = stride[axis];
       scale.same &= size[axis] == call.full[axis];
@@ -235,11 +229,15 @@ void Prepared<T>::choose_tiles(const Shape& shape, int64_t most_shared) {
       }
       ++log_size[axis];
     }
-    tiling.per_sample = 1;
+    int64_t per_sample = 1;
     for (int a = 0; a < 3; ++a) {
       tiling.tiles[a] = static_cast<int>(ceil_div(call.full[a], 1 << log_size[a]));
-      tiling.per_sample *= tiling.tiles[a];
+      per_sample *= tiling.tiles[a];
+      TORCH_CHECK_VALUE(per_sample <= std::numeric_limits<int>::max(), "target: got ", call.full[0], " x ",
+                        call.full[1], " x ", call.full[2],
+                        " pixels, expected at most 2^31 tiles of them; cut it into parts");
     }
+    tiling.per_sample = static_cast<int>(per_sample);
   };
   const int64_t image = static_cast<int64_t>(call.full[0]) * call.full[1] * call.full[2];
   int64_t strips = shape.most_strips;

@@ -24,6 +24,24 @@ __device__ __forceinline__ T number_at(const void* numbers, int type, int64_t at
   }
 }
 
+// Whether a float is this number, exactly. Subnormal numbers, which may be 0 to arithmetic (-ftz=true), are not 0.
+template <typename Bits, typename Number>
+__device__ __forceinline__ bool is_float(const void* numbers, int64_t at, int64_t wanted) {
+  if (wanted == 0) return static_cast<Bits>(static_cast<const Bits*>(numbers)[at] << 1) == 0;
+  return read<double>(static_cast<const Number*>(numbers)[at]) == static_cast<double>(wanted);
+}
+
+// The same of one of a tensor's numbers, of any LabelType, in its own type.
+__device__ __forceinline__ bool is_number(const void* numbers, int type, int64_t at, int64_t wanted) {
+  switch (static_cast<LabelType>(type)) {
+    case LabelType::kFloat: return is_float<uint32_t, float>(numbers, at, wanted);
+    case LabelType::kDouble: return is_float<uint64_t, double>(numbers, at, wanted);
+    case LabelType::kHalf: return is_float<uint16_t, __half>(numbers, at, wanted);
+    case LabelType::kBFloat16: return is_float<uint16_t, __nv_bfloat16>(numbers, at, wanted);
+    default: return number_at<int64_t>(numbers, type, at) == wanted;
+  }
+}
+
 // What a pixel is held against, and with what weight: 0 where it is past the border or left out.
 template <typename T>
 struct Held {
@@ -46,8 +64,8 @@ __device__ __forceinline__ Held<T> held_at(const Call<T>& call, const Tile& tile
   if (target.dense) {
     held.label = kShares;
     held.values = place(call.label_stride);
-    const bool is_ignored = target.has_ignored && number_at<T>(call.labels, call.label_type, held.values) ==
-                                                      static_cast<T>(target.ignore_index);
+    const bool is_ignored =
+        target.has_ignored && is_number(call.labels, call.label_type, held.values, target.ignore_index);
     if (is_ignored) held.label = kOutside;
   } else {
     held.label = label_at<true>(call, b, static_cast<int>(z), static_cast<int>(y), static_cast<int>(x));

@@ -115,17 +115,31 @@ __device__ __forceinline__ int tile_label(const Call<T>& call, const Tile& tile,
   return label_at<false>(call, tile.sample, tile.origin.z + at.z, tile.origin.y + at.y, tile.origin.x + at.x);
 }
 
-template <typename T, typename From>
-__device__ __forceinline__ T along_x(const From* row, int64_t x0, int64_t x1, T weight) {
-  const T a = read<T>(row[x0]), b = read<T>(row[x1]);
-  return fused(weight, b - a, a);
-}
+// The two native neighbours of a pixel along an axis, and their weights. What has no weight is not read, be it
+// infinite: in its place the other is read twice, with weights of a half.
+template <typename T>
+struct Neighbours {
+  int low, high;
+  T low_weight, high_weight;
+  __device__ __forceinline__ Neighbours(int at, T weight)
+      : low(at),
+        high(weight == T(0) ? at : at + 1),
+        low_weight(weight == T(0) ? T(0.5) : T(1) - weight),
+        high_weight(weight == T(0) ? T(0.5) : weight) {}
+  // Not low + weight (high - low), which is no number where both are the same infinity.
+  __device__ __forceinline__ T blend(T from_low, T from_high) const {
+    return fused(high_weight, from_high, low_weight * from_low);
+  }
+};
 
-// Bilinear interpolation in one plane.
+// Bilinear interpolation in one plane, of two rows there.
 template <typename T, typename From>
-__device__ __forceinline__ T in_plane(const From* plane, int64_t y0, int64_t y1, int64_t x0, int64_t x1, T wy, T wx) {
-  const T a = along_x(plane + y0, x0, x1, wx), b = along_x(plane + y1, x0, x1, wx);
-  return fused(wy, b - a, a);
+__device__ __forceinline__ T in_plane(const From* low, const From* high, const Neighbours<T>& y, const Neighbours<T>& x,
+                                      int64_t step) {
+  const auto along_x = [&](const From* row) {
+    return x.blend(read<T>(row[x.low * step]), read<T>(row[x.high * step]));
+  };
+  return y.blend(along_x(low), along_x(high));
 }
 
 // One scale of a tile: rows [strips][L][C][S], interpolated. C at compile time, or 0 to take it from the call.
@@ -161,25 +175,25 @@ __device__ void stage_scale(const Call<T>& call, int i, const Tile& tile, const 
       }
       continue;
     }
-    const int z0 = axes.low[at_z + at.z], y0 = axes.low[at_y + at.y], x0 = axes.low[at_x + at.x];
-    const T wz = axes.weight[at_z + at.z], wy = axes.weight[at_y + at.y], wx = axes.weight[at_x + at.x];
-    const int64_t to_y0 = y0 * scale.stride[3], to_x0 = x0 * scale.stride[4];
-    const int64_t to_y1 = min(y0 + 1, scale.size[1] - 1) * scale.stride[3];
-    const int64_t to_x1 = min(x0 + 1, scale.size[2] - 1) * scale.stride[4];
-    const From* const plane = image + z0 * scale.stride[2];
-    const int64_t up = (min(z0 + 1, scale.size[0] - 1) - z0) * scale.stride[2];
+    const Neighbours<T> z(axes.low[at_z + at.z], axes.weight[at_z + at.z]);
+    const Neighbours<T> y(axes.low[at_y + at.y], axes.weight[at_y + at.y]);
+    const Neighbours<T> x(axes.low[at_x + at.x], axes.weight[at_x + at.x]);
+    const int64_t to_y0 = y.low * scale.stride[3], to_y1 = y.high * scale.stride[3];
+    const From* const plane = image + z.low * scale.stride[2];
+    const int64_t up = (z.high - z.low) * scale.stride[2];
     if (scale.size[0] == 1) {
 #pragma unroll 4
       for (int c = 0; c < classes; ++c) {
-        to[c * S] = in_plane(plane + c * scale.stride[1], to_y0, to_y1, to_x0, to_x1, wy, wx);
+        const From* const own = plane + c * scale.stride[1];
+        to[c * S] = in_plane(own + to_y0, own + to_y1, y, x, scale.stride[4]);
       }
     } else {
 #pragma unroll 2
       for (int c = 0; c < classes; ++c) {
         const From* const own = plane + c * scale.stride[1];
-        const T a = in_plane(own, to_y0, to_y1, to_x0, to_x1, wy, wx);
-        const T b = in_plane(own + up, to_y0, to_y1, to_x0, to_x1, wy, wx);
-        to[c * S] = fused(wz, b - a, a);
+        const T a = in_plane(own + to_y0, own + to_y1, y, x, scale.stride[4]);
+        const T b = in_plane(own + up + to_y0, own + up + to_y1, y, x, scale.stride[4]);
+        to[c * S] = z.blend(a, b);
       }
     }
   }
