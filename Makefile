@@ -1,4 +1,5 @@
-# make demo | test | test-slow | fuzz | check-cuda | versions | gpu-day | bench | bench-report | gpu-report | lint | format | clean | distclean
+# make demo | test | test-slow | fuzz | check-cuda | versions | gpu-day | bench | bench-report | gpu-report | lint | format
+#    | clean | distclean
 # Only python3, make and g++ are assumed: each command makes .venv, installs the pinned tools of requirements-dev.txt and
 # requirements-peers.txt, and builds the extension when that has not been done yet or when C++ or setup files have changed.
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lomix_fast import LoMixLoss, UntrainedLossWarning
+from lomix_fast import LoMixLoss
 from lomix_fast.backends import why_not
 from lomix_fast.testing.cases import Case
 from lomix_fast.testing.official_style import OfficialStyleLoss, official_style_step
@@ -22,9 +21,6 @@ from .cases import map_bytes, official_style_bytes
 from .plain import plain_loss
 from .prepared import Prepared
 from .problem import Problem
-
-# What is timed is the loss alone, without an optimizer.
-warnings.filterwarnings("ignore", category=UntrainedLossWarning)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from .joined import NetworkWithLoss, with_loss
 from .loss import LoMixLoss
 from .ops import MapStatsFunction, map_stats
 from .plan import MixPlan
-from .trained import UntrainedLossWarning
+from .trained import DecayedLossWarning, UntrainedLossWarning
 from .transfer import transfer
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "DecayedLossWarning",
     "LoMixLoss",
     "MapStatsFunction",
     "MixPlan",

@@ -77,7 +77,7 @@ def describe(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         found = _decoded(state_dict[entry])
         version = found.get("format")
         if type(version) is not int or version < _FIRST_DESCRIBED:
-            raise ValueError(f"got format {version!r}, expected {_FIRST_DESCRIBED} to {FORMAT}")
+            raise ValueError(f"got format {version!r}, expected an int of at least {_FIRST_DESCRIBED}")
         if version <= FORMAT:
             _check_description(found)
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:  # RecursionError is a RuntimeError
@@ -222,7 +222,37 @@ def faulty_entries(
     return faults
 
 
-class Checkpointed(Configured):
+class CheckedWhole(nn.Module):
+    """A module that checks a state dict as a whole before any of it is loaded."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch.nn.Module has it, but what does not fit as a whole is refused before any of it is loaded.
+
+        Raises:
+            CheckpointError: an entry of the loss that is damaged, of the wrong type or shape, or of another criterion;
+                with `strict` also one that is missing or unknown.
+        """
+        self._check_checkpoint(state_dict, "", strict, assign)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        """The same where this module is part of another."""
+        # Whether all must be there is known to `load_state_dict` alone: here torch says strict=True in any case.
+        self._check_checkpoint(state_dict, prefix, False, local_metadata.get("assign_to_params_buffers", False))
+        self._before_loading(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+    def _check_checkpoint(self, state_dict: Mapping[str, Any], prefix: str, strict: bool, assign: bool) -> None:
+        """Raise CheckpointError for what does not fit."""
+        raise NotImplementedError
+
+    def _before_loading(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """What has to happen between the check and the loading."""
+
+
+class Checkpointed(Configured, CheckedWhole):
     """The part of `LoMixLoss` that reads and writes state dicts.
 
     Beside the parameters they hold one entry, a uint8 tensor with a text in it (JSON), so that whatever stores
@@ -238,7 +268,7 @@ class Checkpointed(Configured):
     _generator: torch.Generator | None
     _is_same: bool
 
-    def _hook_parameters(self) -> None:
+    def _watch_steps(self) -> None:
         raise NotImplementedError
 
     def _restart_pruning(self) -> None:
@@ -280,16 +310,6 @@ class Checkpointed(Configured):
         if self._generator is not None:
             self._generator.set_state(_generator_state(found["generator"]))
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch.nn.Module has it, but what does not fit as a whole is refused before any of it is loaded.
-
-        Raises:
-            CheckpointError: an entry that is damaged, of the wrong type or shape, or of another criterion; with
-                `strict` also one that is missing or unknown.
-        """
-        self._check_checkpoint(state_dict, "", strict, assign)
-        return super().load_state_dict(state_dict, strict, assign)
-
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -300,19 +320,19 @@ class Checkpointed(Configured):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Check first, then load as every module does; format 1 has no description and misses none."""
-        # Whether all must be there is known to `load_state_dict` alone: here torch says strict=True in any case.
-        self._check_checkpoint(state_dict, prefix, False, local_metadata.get("assign_to_params_buffers", False))
-        if any(prefix + name in state_dict for name in (KEY, *PARAMETERS)):  # not for what is of the network alone
-            self._restart_pruning()
-            self._is_same = False  # as the other ranks may not have loaded it
+        """As every module does; format 1 has no description and misses none."""
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if prefix + KEY in missing_keys:
             missing_keys.remove(prefix + KEY)
-        self._hook_parameters()  # with assign=True they are others
+        self._watch_steps()  # with assign=True the parameters are others
         self._place_constants()
+
+    def _before_loading(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        if any(prefix + name in state_dict for name in (KEY, *PARAMETERS)):  # not for what is of the network alone
+            self._restart_pruning()
+            self._is_same = False  # as the other ranks may not have loaded it
 
     def _check_checkpoint(self, state_dict: Mapping[str, Any], prefix: str, strict: bool, assign: bool) -> None:
         """Refuse what is damaged or belongs to another criterion.

@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .checkpoint import CheckedWhole
 
-class NetworkWithLoss(nn.Module):
+
+class NetworkWithLoss(CheckedWhole):
     """A network and its criterion as one module; see `with_loss`.
 
     Attributes:
@@ -23,30 +25,13 @@ class NetworkWithLoss(nn.Module):
                 raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module")
         self.network, self.criterion = network, criterion
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch.nn.Module has it, but the criterion refuses what does not fit it before the network is loaded.
-
-        Raises:
-            CheckpointError: as `LoMixLoss.load_state_dict`.
-        """
-        self._check_checkpoint(state_dict, "", strict, assign)
-        return super().load_state_dict(state_dict, strict, assign)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
-    ) -> None:
-        """The same where this module is part of another."""
-        assign = local_metadata.get("assign_to_params_buffers", False)
-        self._check_checkpoint(state_dict, prefix, False, assign)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
-
     def _check_checkpoint(self, state_dict: Mapping[str, Any], prefix: str, strict: bool, assign: bool) -> None:
         check = getattr(self.criterion, "_check_checkpoint", None)
         if check is not None:
             check(state_dict, f"{prefix}criterion.", strict, assign)
 
     def forward(
-        self, images: Any, target: Tensor | None = None, mask: Tensor | None = None, weight_map: Tensor | None = None
+        self, images: Any, target: Any = None, mask: Tensor | None = None, weight_map: Tensor | None = None
     ) -> Any:
         """The loss of a batch, or without a target what the network makes of it.
 

@@ -384,16 +384,18 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         target = full_target(target, maps, self.order)
         if self.alpha is None:
             return self._map_losses(maps, target, mask, weight_map, self.plan)[0].sum()
-        if self._counts_calls and self.training and torch.is_grad_enabled():
-            self._count_training_call(self._weights())
-        losses, is_counted = self._map_losses(maps, target, mask, weight_map, self._active)
-        index = self._active_on(self.alpha.device)
+        choice, is_counted_call = self._choice, self._counts_calls and self.training and torch.is_grad_enabled()
+        if is_counted_call:
+            choice = self._next_choice(self._weights())
+        losses, is_counted = self._map_losses(maps, target, mask, weight_map, choice.active)
+        if is_counted_call:
+            self._take(choice)  # a call that raises has counted nothing
+        index = choice.index_on(self.alpha.device)
         total = weighted_total(losses, self.alpha, self.weighting, is_counted, index)
-        return total if index is None else total + self._idle(maps, total)
+        return total if index is None else total + self._idle(choice.active, maps, total)
 
-    def _idle(self, maps: list[Tensor], like: Tensor) -> Tensor:
-        """Zero, with a gradient of zero for what only dropped maps would read."""
-        active = self._active
+    def _idle(self, active: MixPlan, maps: list[Tensor], like: Tensor) -> Tensor:
+        """Zero, with a gradient of zero for what only maps that are not active would read."""
         idle: list[Tensor | None] = [maps[i] for i in self.plan.used_scales if i not in active.used_scales]
         idle += [] if active.uses_cat else [self.cat_weight, self.cat_bias]
         idle += [] if active.uses_awf else [self.awf_weight, self.awf_bias]

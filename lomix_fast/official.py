@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backends import BACKENDS
-from .checkpoint import KEY, CheckpointError, check_keys, faulty_entries
+from .checkpoint import KEY, CheckedWhole, CheckpointError, check_keys, faulty_entries
 from .checks import check_logits
 from .constants import Configured, Constant, refuse_meta
 from .mixing import awf_rows, draw_cat, new_generator
@@ -67,7 +67,7 @@ class WeightedFusion(nn.Module):
         self.weight_convs = nn.ModuleList([nn.Conv2d(num_classes, 1, 1) for _ in range(num_stages)])
 
 
-class CombinatorialMutationsLossModule(Configured):
+class CombinatorialMutationsLossModule(Configured, CheckedWhole):
     """The authors' LoMix loss module, computed by `lomix_fast.map_stats`.
 
     Every output map and every mixture of the first `selecetd_num_maps` of them is given the loss lc1 * CE +
@@ -198,23 +198,25 @@ class CombinatorialMutationsLossModule(Configured):
                     f"{missing[0]}: got None, expected a value because others of {tuple(given)} were given; "
                     "pass all three for the losses, or none of them for the mixed maps"
                 )
-            if missing:
-                return self._mixed_maps(maps, cat_weight, cat_bias)
-            check_ce(ce_loss)
-            check_dice(dice_loss, self.num_classes)
-            check_labels(label_batch, maps[0])
-            originals, mixes = self._losses(maps, label_batch, cat_weight, cat_bias)
+            if not missing:
+                check_ce(ce_loss)
+                check_dice(dice_loss, self.num_classes)
+                check_labels(label_batch, maps[0])
+            parameters, generator = self._parameters_of_mixes(maps[0], cat_weight, cat_bias)
+            made: Any = self._mixed_maps(maps, parameters) if missing else self._losses(maps, label_batch, parameters)
+            if generator is not None and self._generator is not None:
+                self._generator.set_state(generator.get_state())
+        if missing:
+            return made
+        originals, mixes = made
         original_weights, mix_weights = self._weights(originals)
         deep_supervision = (original_weights * originals).sum().reshape(1)
         mutation = (mix_weights * mixes).sum().reshape(1)
         final = deep_supervision + mutation if self.supervision in WITH_MIXES else deep_supervision
         return final, deep_supervision, mutation
 
-    def _losses(
-        self, maps: list[Tensor], labels: Any, cat_weight: Tensor | None, cat_bias: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _losses(self, maps: list[Tensor], labels: Any, parameters: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Losses of the originals [original_num_maps] and of the mixtures [operations * subsets]."""
-        parameters = self._parameters_of_mixes(maps[0], cat_weight, cat_bias)
         if self._mixes is None:
             originals = self._map_losses(maps, labels, self._originals, {})
             return originals, originals.new_zeros(0)
@@ -247,9 +249,15 @@ class CombinatorialMutationsLossModule(Configured):
         weights: Any = self.synthesized_weights[operation]
         return list(weights)
 
-    def _parameters_of_mixes(self, like: Tensor, cat_weight: Tensor | None, cat_bias: Tensor | None) -> dict[str, Any]:
-        """W, b, u and v as `map_stats` takes them, as far as the operations need them."""
+    def _parameters_of_mixes(
+        self, like: Tensor, cat_weight: Tensor | None, cat_bias: Tensor | None
+    ) -> tuple[dict[str, Any], torch.Generator | None]:
+        """W, b, u and v as `map_stats` takes them, as far as the operations need them; and the generator after drawing.
+
+        Drawn from a copy, so that a call that raises has drawn nothing.
+        """
         parameters: dict[str, Any] = {}
+        generator = None
         if (cat_weight is None) != (cat_bias is None):
             raise ValueError("cat_weight and cat_bias: got only one of the two, expected both or neither")
         if cat_weight is not None and cat_bias is not None:
@@ -257,7 +265,8 @@ class CombinatorialMutationsLossModule(Configured):
                 raise ValueError(f"cat_weight: got a tensor, expected None because operations={self.operations}")
             parameters |= {"cat_weight": cat_weight, "cat_bias": cat_bias}
         elif self._generator is not None:
-            weight, bias = draw_cat(self._whole, self.num_classes, self._generator)
+            generator = self._generator.clone_state()
+            weight, bias = draw_cat(self._whole, self.num_classes, generator)
             parameters |= {"cat_weight": weight.to(like.device), "cat_bias": bias.to(like.device)}
         if self._whole.uses_awf:
             holders: list[Any] = list(self.weighted_fusion_modules.values())
@@ -266,11 +275,10 @@ class CombinatorialMutationsLossModule(Configured):
             biases = torch.cat([one.bias for one in convolutions])  # [n]
             index = self._fusion_rows.on(rows.device)
             parameters |= {"awf_weight": rows[index], "awf_bias": biases[index]}
-        return parameters
+        return parameters, generator
 
-    def _mixed_maps(self, maps: list[Tensor], cat_weight: Tensor | None, cat_bias: Tensor | None) -> list[Tensor]:
+    def _mixed_maps(self, maps: list[Tensor], parameters: dict[str, Any]) -> list[Tensor]:
         """All mixed maps at the size of the last one mixed; made in plain PyTorch, for they are asked for."""
-        parameters = self._parameters_of_mixes(maps[0], cat_weight, cat_bias)
         if self._mixes is None:
             return []
         dtype, mixed = compute_dtype(maps[0].dtype), maps[: self.num_maps]
@@ -330,23 +338,6 @@ class CombinatorialMutationsLossModule(Configured):
         """
         self.load_state_dict(torch.load(load_path, map_location="cpu", weights_only=True))
         _LOGGER.info("Loaded the weights of the loss from %s", load_path)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch.nn.Module has it, but what does not fit as a whole is refused before any of it is loaded.
-
-        Raises:
-            CheckpointError: an entry of the wrong type or shape; with `strict` also one that is missing or unknown.
-        """
-        self._check_checkpoint(state_dict, "", strict, assign)
-        return super().load_state_dict(state_dict, strict, assign)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
-    ) -> None:
-        """The same where this module is part of another."""
-        assign = local_metadata.get("assign_to_params_buffers", False)
-        self._check_checkpoint(state_dict, prefix, False, assign)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def _check_checkpoint(self, state_dict: Mapping[str, Any], prefix: str, strict: bool, assign: bool) -> None:
         check_keys(state_dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +59,27 @@ def kept_maps(weights: Sequence[float], below: float) -> tuple[int, ...]:
     return kept or tuple(range(len(weights)))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which maps are active, and for how long.
+
+    Attributes:
+        active: the plan of those maps.
+        index: their numbers, int64; None for all of them.
+        calls_left: training calls that the choice is still good for.
+        weights: of all maps when the choice was made, [M]; () if none was.
+    """
+
+    active: MixPlan
+    index: Constant | None = None
+    calls_left: int = 0
+    weights: tuple[float, ...] = ()
+
+    def index_on(self, device: torch.device) -> Tensor | None:
+        """Numbers of the active maps, int64 on the device; None for all maps."""
+        return None if self.index is None else self.index.on(device)
+
+
 class PrunedMaps(nn.Module):
     """The part of `LoMixLoss` that knows which maps are active, and when to choose them again.
 
@@ -68,8 +90,8 @@ class PrunedMaps(nn.Module):
     prune_below: float
     prune_every: int | None
     _counts_calls: bool  # stored, because torch.compile(dynamic=True) compiles twice over a float like prune_below
-    _active: MixPlan
-    _active_index: Constant | None  # numbers of the active maps, int64; None for all of them
+    _choice: Choice
+    _all_under: bool  # said once, and again after a choice where it was not so
 
     def _start_pruning(self, plan: MixPlan, prune_below: float, prune_every: int | None) -> None:
         """Start with all maps of `plan` active."""
@@ -78,30 +100,30 @@ class PrunedMaps(nn.Module):
         self._restart_pruning()
 
     def _restart_pruning(self) -> None:
-        self._active, self._active_index = self.plan, None
-        self._calls_left = 0  # training calls that the last choice is still good for
-        self._all_under = False
+        self._choice, self._all_under = Choice(self.plan), False
 
     def _pruning_state(self) -> dict[str, Any] | None:
         """What a checkpoint holds of the choice."""
         if self.prune_below == 0:
             return None
-        kept = range(self.plan.num_maps) if self._active.kept is None else self._active.kept
+        choice = self._choice
+        kept = range(self.plan.num_maps) if choice.active.kept is None else choice.active.kept
         # Of the same length whatever the choice: torch.distributed.checkpoint loads into an entry of the same size.
         active = "".join("1" if m in kept else "0" for m in range(self.plan.num_maps))
         options = {"below": self.prune_below, "every": self.prune_every}
-        return options | {"active": active, "calls_left": f"{self._calls_left:012d}"}
+        return options | {"active": active, "calls_left": f"{choice.calls_left:012d}"}
 
     def _resume_pruning(self, state: dict[str, Any] | None) -> None:
         """Go on with the choice of a checkpoint, if it was made by the same options; if not, the next call chooses."""
         if state is None or (state["below"], state["every"]) != (self.prune_below, self.prune_every):
             return
-        self._calls_left = int(state["calls_left"])
         kept = tuple(m for m, flag in enumerate(state["active"]) if flag == "1")
-        if len(kept) == self.plan.num_maps:
-            self._active, self._active_index = self.plan, None
-        else:
-            self._active, self._active_index = self.plan.select(kept), Constant(kept, torch.int64)
+        self._choice = self._choice_of(kept, int(state["calls_left"]))
+
+    def _choice_of(self, kept: tuple[int, ...], calls_left: int, weights: tuple[float, ...] = ()) -> Choice:
+        active = self.plan.select(kept)
+        index = None if active == self.plan else Constant(kept, torch.int64)
+        return Choice(active, index, calls_left, weights)
 
     def _weights(self) -> Tensor:
         raise NotImplementedError
@@ -119,7 +141,7 @@ class PrunedMaps(nn.Module):
     @property
     def active_maps(self) -> tuple[str, ...]:
         """Names of the maps that enter the loss now, in order; all of them unless `prune_below` has dropped some."""
-        return self._active.map_names
+        return self._choice.active.map_names
 
     @property
     def dropped_maps(self) -> tuple[str, ...]:
@@ -163,48 +185,53 @@ class PrunedMaps(nn.Module):
             `dropped_maps`.
         """
         if self.prune_below > 0 and has_numbers(weights := self._weights()):
-            self._choose_maps(weights)
+            self._take(self._chosen_by(weights))
         return self.dropped_maps
 
     @torch.compiler.disable(
         reason="prune_every counts calls in Python, which breaks the graph. For fullgraph=True pass prune_every=None "
         "and call criterion.update_pruning() outside of the compiled code every so many steps"
     )
-    def _count_training_call(self, weights: Tensor) -> None:
-        """Count one call and choose if it is time; weights [M]."""
+    @torch.compiler.disable(
+        reason="prune_every counts calls in Python, which breaks the graph. For fullgraph=True pass prune_every=None "
+        "and call criterion.update_pruning() outside of the compiled code every so many steps"
+    )
+    def _next_choice(self, weights: Tensor) -> Choice:
+        """The choice for one more call in training, and a call less for it; weights [M]. Nothing is taken over yet."""
         if not has_numbers(weights):
-            return
-        if self._calls_left == 0:
-            self._choose_maps(weights)
-        self._calls_left -= 1
+            return self._choice
+        choice = self._choice if self._choice.calls_left > 0 else self._chosen_by(weights)
+        return replace(choice, calls_left=choice.calls_left - 1)
 
-    def _choose_maps(self, weights: Tensor) -> None:
+    def _chosen_by(self, weights: Tensor) -> Choice:
         """Choose by the weights [M]: the one place that waits for their device."""
-        values: list[float] = weights.detach().tolist()
-        all_under = all(value < self.prune_below for value in values)
+        values = tuple(weights.detach().tolist())
+        choice = self._choice_of(kept_maps(values, self.prune_below), self.prune_every or 0, values)
+        if choice.active == self._choice.active:
+            return replace(choice, index=self._choice.index)
+        choice.index_on(weights.device)  # so that no captured or compiled step has to copy it there
+        return choice
+
+    @torch.compiler.disable(reason="it logs, and takes over what prune_every counts in Python")
+    def _take(self, choice: Choice) -> None:
+        """Take a choice over and report what is new."""
+        before, self._choice = self._choice, choice
+        if choice.weights == before.weights:
+            return
+        all_under = all(value < self.prune_below for value in choice.weights)
         if all_under and not self._all_under:
             _log.warning(
                 "pruning: all %d weights are under prune_below=%g (the largest is %.3g), so no map is dropped; lower "
                 "prune_below",
-                len(values),
+                len(choice.weights),
                 self.prune_below,
-                max(values),
+                max(choice.weights),
             )
         self._all_under = all_under
-        kept = kept_maps(values, self.prune_below)
-        active = self.plan.select(kept)
-        if active != self._active:
-            self._report(active, values)
-            self._active, self._active_index = active, None if active == self.plan else Constant(kept, torch.int64)
-            self._active_on(weights.device)  # so that no captured or compiled step has to copy it there
-        self._calls_left = self.prune_every or 0
+        if choice.active != before.active:
+            self._report(set(before.active.map_names), set(choice.active.map_names), choice.weights)
 
-    def _active_on(self, device: torch.device) -> Tensor | None:
-        """Numbers of the active maps, int64 on the device; None for all maps."""
-        return None if self._active_index is None else self._active_index.on(device)
-
-    def _report(self, active: MixPlan, weights: list[float]) -> None:
-        before, after = set(self.active_maps), set(active.map_names)
+    def _report(self, before: set[str], after: set[str], weights: tuple[float, ...]) -> None:
         weight_of = dict(zip(self.plan.map_names, weights, strict=True))
 
         def listed(names: set[str]) -> str:

@@ -20,9 +20,11 @@ from lomix_fast.testing.judge import (
 
 __all__ = [
     "BACKENDS",
+    "CAPABILITIES",
     "COMPILED",
     "NATIVE",
     "Outcome",
+    "best_capability",
     "check_gradients",
     "check_stats",
     "conditioning",
@@ -38,6 +40,17 @@ __all__ = [
 BACKENDS = [name for name, reason in available_backends().items() if reason == "usable"]
 # Those with kernels of our own, which promise the same bits every time; PyTorch's matrix products make no such promise.
 COMPILED = [name for name in BACKENDS if name not in ("reference", "eager")]
+# The copies of the CPU kernel, each for the machines of the one before it and more.
+CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
+
+
+def best_capability() -> str:
+    """The copy of the CPU kernel that this process runs."""
+    from lomix_fast import _C
+
+    return str(_C.cpu_capability())
+
+
 # Without triton, which on a CPU runs in its interpreter, thousands of times slower: it takes the whole list of cases
 # and tests of its own (test_triton.py), not those that call a backend hundreds of times or do not depend on which.
 NATIVE = [name for name in BACKENDS if name != "triton"]

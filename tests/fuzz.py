@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from test_capability import ORDER, best
+from common import CAPABILITIES, best_capability
 
 TESTS = Path(__file__).parent
 
@@ -26,12 +26,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     given = parser.parse_args()
     status = 0
-    for width in reversed(ORDER[: ORDER.index(best()) + 1]):
+    for width in reversed(CAPABILITIES[: CAPABILITIES.index(best_capability()) + 1]):
         print(f"fuzz: {given.examples} examples, seed {given.seed}, LOMIX_FAST_CPU_CAPABILITY={width}", flush=True)
         variables = {
             "LOMIX_FAST_CPU_CAPABILITY": width,
             "FUZZ_EXAMPLES": str(given.examples),
-            "FUZZ_BACKENDS": "" if width == best() else "cpu",  # for the others it makes no difference
+            "FUZZ_BACKENDS": "" if width == best_capability() else "cpu",  # for the others it makes no difference
             "HYPOTHESIS_PROFILE": "explore",
         }
         options = ["-q", "--timeout=0", "-p", "no:cacheprovider", f"--hypothesis-seed={given.seed}"]

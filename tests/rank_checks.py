@@ -11,7 +11,6 @@ import copy
 import json
 import sys
 import traceback
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from lomix_fast import LoMixLoss, UntrainedLossWarning, with_loss
+from lomix_fast import LoMixLoss, with_loss
 
 # Samples of each rank in turn: uneven, and for the second list nothing at all on the second rank.
 UNEVEN, EMPTY = (3, 1, 2, 1), (3, 0, 2, 1)
@@ -192,7 +191,6 @@ def joined(wrap: Callable[[nn.Module], nn.Module], same_start: bool) -> dict[str
     wrapped = wrap(module)
     groups = [{"params": module.network.parameters()}, *shared.param_groups()]
     optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9)
-    shared.watch(optimizer)
     for images, target, shares in batches():
         optimizer.zero_grad()
         rows = own_rows(shares)
@@ -343,7 +341,6 @@ CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def main(folder: Path) -> None:
     """Run everything and write {check: what it found, or {"failed": traceback}}."""
-    warnings.simplefilter("ignore", UntrainedLossWarning)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     found: dict[str, Any] = {}

@@ -8,20 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from common import CAPABILITIES, best_capability
 
 from lomix_fast import available_backends
-
-ORDER = ("DEFAULT", "AVX2", "AVX512")
 
 needs_cpu = pytest.mark.skipif(
     available_backends()["cpu"] != "usable", reason=f"the cpu backend cannot run: {available_backends()['cpu']}"
 )
-
-
-def best() -> str:
-    from lomix_fast import _C
-
-    return str(_C.cpu_capability())
 
 
 def run_python(capability: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,11 +33,11 @@ def run_python(capability: str, *arguments: str) -> subprocess.CompletedProcess[
 
 @pytest.mark.slow
 @needs_cpu
-@pytest.mark.parametrize("capability", ORDER)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_all_cases_pass_on_every_capability(capability: str) -> None:
-    if ORDER.index(capability) > ORDER.index(best()):
-        pytest.skip(f"this CPU or build has {best()} at most")
-    if capability == best() and "LOMIX_FAST_CPU_CAPABILITY" not in os.environ:
+    if CAPABILITIES.index(capability) > CAPABILITIES.index(best_capability()):
+        pytest.skip(f"this CPU or build has {best_capability()} at most")
+    if capability == best_capability() and "LOMIX_FAST_CPU_CAPABILITY" not in os.environ:
         pytest.skip(f"{capability} is what the other tests run")
     select = "(test_forward_and_backward and -cpu) or (nonfinite and cpu) or contradict"
     files = ("tests/test_backends.py", "tests/test_nonfinite.py")

@@ -68,7 +68,7 @@ FIELDS = {
     "generator of garbage": (changed(generator=base64.b64encode(bytes([255]) * 5056).decode()), "describes no"),
     "generator a number": (changed(generator=7), "describes no LoMixLoss"),
     "generator missing": (changed(generator=None), "generator: got None with concat='resampled'"),
-    "format -5": (changed(format=-5), "format -5, expected 2 to 2"),
+    "format -5": (changed(format=-5), "format -5, expected an int of at least 2"),
     "format 0": (changed(format=0), "format 0"),
     "format 1": (changed(format=1), "format 1, expected"),
     "format 1.5": (changed(format=1.5), "format 1.5"),

@@ -293,9 +293,24 @@ def test_a_call_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_call_that_raises_draws_nothing():
+    maps, target = batch(3)
+    torch.manual_seed(5)
+    expected = call(CombinatorialMutationsLossModule(3, CLASSES, 3, ["concat"]), maps, target)[0]
+    torch.manual_seed(5)
+    module = CombinatorialMutationsLossModule(3, CLASSES, 3, ["concat"])
+    with pytest.raises(ValueError, match="label"):
+        call(module, maps, torch.full_like(target, CLASSES))
+    assert torch.equal(call(module, maps, target)[0], expected)
+
+
 def test_random_convolutions_are_distributed_as_torch_draws_them():
     module = CombinatorialMutationsLossModule(3, CLASSES, 3, ["concat"])
-    drawn = [module._parameters_of_mixes(torch.zeros(1), None, None) for _ in range(2000)]
+    drawn = []
+    for _ in range(2000):
+        parameters, generator = module._parameters_of_mixes(torch.zeros(1), None, None)
+        module._generator.set_state(generator.get_state())
+        drawn.append(parameters)
     weight = torch.stack([d["cat_weight"] for d in drawn])  # [calls, K, C, C]
     bias = torch.stack([d["cat_bias"] for d in drawn])  # [calls, S, C]
     pair = 0

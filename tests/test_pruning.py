@@ -230,7 +230,7 @@ def test_evaluation_uses_the_last_choice_and_does_not_count() -> None:
 def test_a_weight_at_the_threshold_stays() -> None:
     criterion = LoMixLoss(3, 2, prune_below=0.25)
     values = torch.tensor([0.25, 0.2499, 0.2501, 1.0, 0.0, 3.0])
-    criterion._choose_maps(values)
+    criterion._take(criterion._chosen_by(values))
     assert criterion.dropped_maps == ("orig_1", "cat_0_1")
 
 

@@ -237,3 +237,17 @@ def test_replicas_that_would_count_calls_are_refused_and_others_use_the_choice()
     criterion = make(["cat_0_1"], prune_every=None)
     criterion.update_pruning()
     assert criterion._replicate_for_data_parallel().dropped_maps == criterion.dropped_maps == ("cat_0_1",)
+
+
+def test_a_call_that_raises_counts_and_chooses_nothing() -> None:
+    criterion = make(["cat_0_1"], prune_every=3)
+    logits, target = draw()
+    for calls_left in ("000000000000", "000000000002"):
+        before = criterion.state_dict()["_extra_state"]
+        assert calls_left in bytes(before.tolist()).decode()
+        with pytest.raises(ValueError, match="label"):
+            criterion(logits, torch.full_like(target, 7))
+        assert torch.equal(criterion.state_dict()["_extra_state"], before)
+        assert criterion.dropped_maps == (() if calls_left == "000000000000" else ("cat_0_1",))
+        criterion(logits, target)
+        assert not torch.equal(criterion.state_dict()["_extra_state"], before)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lomix_fast import LoMixLoss, UntrainedLossWarning, with_loss
+from lomix_fast import DecayedLossWarning, LoMixLoss, UntrainedLossWarning, with_loss
 
 
 def step(criterion: nn.Module) -> None:
@@ -29,6 +29,7 @@ def silence() -> Iterator[None]:
     """A warning inside is a failure."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UntrainedLossWarning)
+        warnings.simplefilter("error", DecayedLossWarning)
         yield
 
 
@@ -76,38 +77,74 @@ def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
         LoMixLoss(3, 2).param_groups(**{name: value})
 
 
-# The warning ------------------------------------------------------------------------------------------------------
+# The warnings -----------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_in_no_optimizer_warns_at_the_first_backward_and_never_again() -> None:
-    criterion = LoMixLoss(3, 2)
-    with pytest.warns(UntrainedLossWarning, match=r"alpha, cat_weight, cat_bias, awf_weight, awf_bias are in no opt"):
+def train_beside(criterion: nn.Module, *optimizers: Any, times: int = 4) -> None:
+    """Steps of optimizers, each after a forward and backward pass."""
+    for _ in range(times):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         step(criterion)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def of_a_network() -> torch.optim.Optimizer:
+    """An optimizer of something else, with gradients of its own."""
+    network = nn.Conv2d(1, 1, 1)
+    network(torch.ones(1, 1, 2, 2)).sum().backward()
+    return sgd(network.parameters())
+
+
+def test_a_loss_in_no_optimizer_warns_at_the_second_step_and_never_again() -> None:
+    criterion, optimizer = LoMixLoss(3, 2), of_a_network()
     with silence():
+        train_beside(criterion, optimizer, times=1)
         step(criterion)
+    with pytest.warns(
+        UntrainedLossWarning, match=r"alpha, cat_weight, cat_bias, awf_weight, awf_bias do not train.*step of SGD"
+    ) as caught:
+        optimizer.step()
+    assert [warning.filename for warning in caught] == [__file__]  # of the line above, not one of torch's
+    with silence():
+        train_beside(criterion, optimizer)
 
 
-def test_a_watched_loss_is_silent() -> None:
+@pytest.mark.parametrize("shows", [False, True])
+def test_a_loss_in_an_optimizer_is_silent(shows: bool) -> None:
     criterion = LoMixLoss(3, 2)
     optimizer = sgd(criterion.param_groups())
-    criterion.watch(optimizer)
+    if shows:
+        criterion.watch(optimizer)
     with silence():
-        step(criterion)
+        train_beside(criterion, of_a_network(), optimizer)
+    assert criterion.untrained_parameters() == []
+
+
+def test_an_optimizer_that_steps_rarely_counts() -> None:
+    criterion = LoMixLoss(3, 2)
+    rare = sgd(criterion.param_groups())
+    with silence():
+        train_beside(criterion, of_a_network())
+    assert not any(p is None for p in rare.param_groups[0]["params"])
+
+
+def test_parameters_that_change_by_other_hands_train() -> None:
+    """As those do of which a trainer keeps a copy in float32, flattened or sharded."""
+    criterion, optimizer = LoMixLoss(3, 2), of_a_network()
+    with silence():
+        for _ in range(4):
+            train_beside(criterion, optimizer, times=1)
+            for parameter in criterion.parameters():
+                parameter.data.sub_(parameter.grad, alpha=0.1)
 
 
 def test_an_optimizer_that_is_gone_does_not_count() -> None:
     criterion = LoMixLoss(3, 2)
     criterion.watch(sgd(criterion.param_groups()))
     with pytest.warns(UntrainedLossWarning, match="alpha"):
-        step(criterion)
-
-
-def test_an_optimizer_of_the_network_alone_does_not_count() -> None:
-    criterion = LoMixLoss(3, 2)
-    optimizer = sgd(nn.Conv2d(1, 1, 1).parameters())
-    criterion.watch(optimizer)
-    with pytest.warns(UntrainedLossWarning, match="alpha"):
-        step(criterion)
+        train_beside(criterion, of_a_network())
 
 
 def test_what_is_missing_is_named() -> None:
@@ -116,35 +153,35 @@ def test_what_is_missing_is_named() -> None:
     for optimizer in optimizers:
         criterion.watch(optimizer)
     assert criterion.untrained_parameters() == ["cat_bias", "awf_bias"]
-    with pytest.warns(UntrainedLossWarning, match="parameters cat_bias, awf_bias are in no"):
-        step(criterion)
+    with pytest.warns(UntrainedLossWarning, match="parameters cat_bias, awf_bias do not"):
+        train_beside(criterion, *optimizers)
 
 
-def test_groups_that_come_after_watch_count() -> None:
+def test_groups_that_come_later_count() -> None:
     """As a scheduler or a trainer that adds them later does."""
     criterion = LoMixLoss(3, 2)
-    optimizer = sgd(nn.Conv2d(1, 1, 1).parameters())
-    criterion.watch(optimizer)
-    for group in criterion.param_groups():
-        optimizer.add_param_group(group)
+    optimizer = of_a_network()
     with silence():
-        step(criterion)
+        train_beside(criterion, optimizer, times=1)
+        for group in criterion.param_groups():
+            optimizer.add_param_group(group)
+        train_beside(criterion, optimizer)
 
 
 def test_frozen_parameters_are_not_missed() -> None:
     criterion = LoMixLoss(3, 2).requires_grad_(False)
     criterion.alpha.requires_grad_(True)
-    optimizer = sgd([criterion.alpha])
-    criterion.watch(optimizer)
     with silence():
-        step(criterion)
+        train_beside(criterion, sgd([criterion.alpha]))
 
 
-def test_gradients_that_are_only_looked_at_do_not_warn() -> None:
-    criterion = LoMixLoss(3, 2)
+def test_a_loss_that_is_not_used_is_not_missed() -> None:
+    criterion, optimizer = LoMixLoss(3, 2), of_a_network()
     logits = [torch.randn(1, 3, 4, 4, requires_grad=True), torch.randn(1, 3, 8, 8)]
     with silence():
-        torch.autograd.grad(criterion(logits, torch.randint(3, (1, 8, 8))), logits[0])
+        for _ in range(3):
+            torch.autograd.grad(criterion(logits, torch.randint(3, (1, 8, 8))), logits[0])
+            optimizer.step()
 
 
 def test_compiled_code_warns_too() -> None:
@@ -152,9 +189,9 @@ def test_compiled_code_warns_too() -> None:
     criterion = LoMixLoss(3, 2)
     compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
     with pytest.warns(UntrainedLossWarning, match="alpha"):
-        step(compiled)
+        train_beside(compiled, of_a_network())
     with silence():
-        step(compiled)
+        train_beside(compiled, of_a_network())
 
 
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "pickle"])
@@ -169,36 +206,49 @@ def test_a_copy_has_been_shown_nothing_and_copying_is_silent(twin: Any) -> None:
 
 
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("is_checked", [False, True])
-def test_a_copy_warns_for_itself(is_checked: bool, twin: Any) -> None:
+@pytest.mark.parametrize("is_decided", [False, True])
+def test_a_copy_warns_for_itself(is_decided: bool, twin: Any) -> None:
     criterion = LoMixLoss(3, 2)
     optimizer = sgd(criterion.param_groups())
-    criterion.watch(optimizer)
-    if is_checked:
-        step(criterion)
+    if is_decided:
+        train_beside(criterion, optimizer)
     criterion.cat_bias.requires_grad_(False)
     other = twin(criterion)
-    with pytest.warns(UntrainedLossWarning, match="alpha, cat_weight, awf_weight, awf_bias are in"):
-        step(other)
+    with pytest.warns(UntrainedLossWarning, match="alpha, cat_weight, awf_weight, awf_bias do"):
+        train_beside(other, optimizer)
     with silence():
-        step(other)
-        step(criterion)
+        train_beside(other, optimizer)
+        train_beside(criterion, optimizer)
 
 
 def test_parameters_that_load_state_dict_has_replaced_warn() -> None:
     criterion = LoMixLoss(3, 2)
     optimizer = sgd(criterion.param_groups())
-    criterion.watch(optimizer)
+    with silence():
+        train_beside(criterion, optimizer)
     criterion.load_state_dict(LoMixLoss(3, 2).state_dict(), assign=True)
     with pytest.warns(UntrainedLossWarning, match="alpha"):  # the optimizer has the old ones
-        step(criterion)
+        train_beside(criterion, optimizer)
 
 
-def test_the_others_are_missed_where_the_first_is_frozen() -> None:
+def test_a_group_with_decay_warns_at_the_first_step_and_never_again() -> None:
     criterion = LoMixLoss(3, 2)
-    criterion.alpha.requires_grad_(False)
-    with pytest.warns(UntrainedLossWarning, match="parameters cat_weight, cat_bias, awf_weight, awf_bias are"):
-        step(criterion)
+    optimizer = torch.optim.AdamW(with_loss(nn.Conv2d(1, 3, 1), criterion).parameters())  # decay of 0.01
+    step(criterion)
+    with pytest.warns(DecayedLossWarning, match=r"parameters alpha, .* are in a group of AdamW with weight") as caught:
+        optimizer.step()
+    assert [warning.filename for warning in caught] == [__file__]
+    with silence():
+        train_beside(criterion, optimizer)
+
+
+def test_decay_that_was_shown_warns_at_once_and_decay_that_was_asked_for_does_not() -> None:
+    criterion = LoMixLoss(3, 2)
+    with pytest.warns(DecayedLossWarning, match="alpha"):
+        criterion.watch(torch.optim.AdamW(criterion.parameters()))
+    criterion = LoMixLoss(3, 2)
+    with silence():
+        train_beside(criterion, torch.optim.AdamW(criterion.param_groups(weight_decay=0.01)))
 
 
 def test_any_object_with_groups_will_do_and_nothing_else() -> None:
@@ -228,7 +278,6 @@ def train(clip: Any, average: bool = False) -> tuple[nn.Module, nn.Module | None
     torch.manual_seed(5)
     network, criterion = Network(), LoMixLoss(3, 2)
     optimizer = sgd([{"params": network.parameters()}, *criterion.param_groups()])
-    criterion.watch(optimizer)
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.5)) if average else None
     history = []
     for _ in range(4):

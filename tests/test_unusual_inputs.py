@@ -159,10 +159,10 @@ def test_pruning_goes_on_where_there_are_numbers_again() -> None:
         fake = [mode.from_tensor(z.detach().requires_grad_()) for z in logits]
         twin = LoMixLoss(3, 2, prune_below=0.5, prune_every=2)
         twin(fake, mode.from_tensor(target))
-        assert twin._calls_left == 0
+        assert twin._choice.calls_left == 0
     meta = LoMixLoss(3, 2, prune_below=0.5).to("meta")
     meta([z.to("meta") for z in logits], target.to("meta"))
-    assert meta.update_pruning() == () and meta._calls_left == 0
+    assert meta.update_pruning() == () and meta._choice.calls_left == 0
     criterion(logits, target)
     assert criterion.dropped_maps == ("orig_0",)
 

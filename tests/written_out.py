@@ -50,7 +50,7 @@ class Pixels:
     """The target, read.
 
     Attributes:
-        y: [B, C, *full], one value a class.
+        y: [B, C, *full], one value for each class.
         in_ce, in_dice: weights of the pixels in either term, [B, *full].
         from_numbers: whether y was made of class numbers.
     """
@@ -73,7 +73,7 @@ def total(
 
     Args:
         logits: L tensors [B, C, *native] in the order that the options say.
-        target: class numbers [B, *full], or one value a class, [B, C, *full].
+        target: class numbers [B, *full], or one value for each class, [B, C, *full].
         parameters: alpha, cat_weight, cat_bias, awf_weight, awf_bias, as far as there are any.
         options: those of LoMixLoss that are not their defaults.
         mask, weight_map: [B, *full].

@@ -44,9 +44,6 @@ class OfficialStyle(nn.Module):
         group: dict[str, Any] = {"params": list(self.parameters()), "weight_decay": weight_decay}
         return [group if lr is None else {**group, "lr": lr}]
 
-    def watch(self, optimizer: Any) -> None:
-        """Nothing: the authors' loss does not notice when it is not trained."""
-
     def map_weights(self) -> Tensor:
         """The current weight of each map, [M], detached."""
         return nn.functional.softplus(self.loss.alpha.detach())

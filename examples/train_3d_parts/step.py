@@ -104,7 +104,6 @@ def build_trainer(settings: Settings, place: Place) -> Trainer:
     module: nn.Module = with_loss(network, criterion).to(place.device)
     groups: list[dict[str, Any]] = [{"params": list(network.parameters())}, *criterion.param_groups()]
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=1e-4)  # the groups of the loss say 0 themselves
-    criterion.watch(optimizer)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: (1 - done / settings.steps) ** 0.9)
     if place.is_distributed:
         ids = [place.device.index] if place.device.type == "cuda" else None

@@ -53,7 +53,6 @@ def train(
     """
     groups: list[dict[str, Any]] = [{"params": list(network.parameters())}, *criterion.param_groups()]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=1e-4)
-    criterion.watch(optimizer)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(steps, 2))
     generator = torch.Generator().manual_seed(seed)
     shown = sys.stderr.isatty()
