@@ -281,7 +281,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
     def _weights(self) -> Tensor:
         if self.alpha is not None:
             return map_weights(whole(self.alpha), self.weighting)
-        device = next((own.device for own in (*self.parameters(), *self.buffers())), None)
+        device = next((own.device for own in self.parameters()), "cpu")
         return torch.ones(self.plan.num_maps, device=device)
 
     def map_losses(
@@ -453,8 +453,8 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         options = {**self.recipe, **self.reading, "squared_pred": self.plan.squared, "structure": self.structure}
         options["stacked_dim"] = self.stacked_dim
         options |= {"mul": "bounded" if self.plan.bounded else "logits", **self._chosen}
-        for name, value in (("weight", self.weight), ("ce_weight", self.ce_weight)):
-            options[name] = None if value is None else value.tolist()
+        for name, value in (("weight", self._weight), ("ce_weight", self._ce_weight)):
+            options[name] = None if value is None else value.values
         defaults = inspect.signature(LoMixLoss).parameters
         changed = "".join(f", {name}={v!r}" for name, v in options.items() if v != defaults[name].default)
         return (

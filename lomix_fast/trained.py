@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .caller import stacklevel_outside
+from .checks import has_numbers
 from .distributed import is_sharded
 
 
@@ -147,7 +148,7 @@ class TrainedParameters(nn.Module):
             watched.add(optimizer)
             self._warn_of_decay(optimizer)
         names = self.untrained_parameters()
-        waiting = {name: p for name, p in self.named_parameters() if name in names and p.grad is not None}
+        waiting = {n: p for n, p in self.named_parameters() if n in names and p.grad is not None and has_numbers(p)}
         if not waiting or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
             return not names
         if watched.other is None or watched.other[0]() is None:

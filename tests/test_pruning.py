@@ -70,6 +70,7 @@ def test_dropped_maps_are_not_computed(impl: str, monkeypatch: pytest.MonkeyPatc
     seen = []
     monkeypatch.setattr("lomix_fast.loss.map_stats", lambda z, y, plan, **rest: seen.append((plan, rest)) or 1 / 0)
     criterion = make(DROPPED["all cat"], impl=impl)
+    criterion.update_pruning()
     with pytest.raises(ZeroDivisionError):
         criterion(*draw())
     ((plan, given_parameters),) = seen

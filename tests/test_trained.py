@@ -13,9 +13,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lomix_fast import DecayedLossWarning, LoMixLoss, UntrainedLossWarning, with_loss
+from lomix_fast import DecayedLossWarning, LoMixLoss, UntrainedLossWarning, trained, with_loss
+
+
+@pytest.fixture(autouse=True)
+def _no_others() -> None:
+    """Criteria of other tests in this process, which an optimizer's step is told to as well."""
+    trained._undecided.clear()
 
 
 def step(criterion: nn.Module) -> None:
@@ -249,6 +256,17 @@ def test_decay_that_was_shown_warns_at_once_and_decay_that_was_asked_for_does_no
     criterion = LoMixLoss(3, 2)
     with silence():
         train_beside(criterion, torch.optim.AdamW(criterion.param_groups(weight_decay=0.01)))
+
+
+def test_a_loss_without_numbers_is_passed_over() -> None:
+    with FakeTensorMode():
+        criterion = LoMixLoss(3, 2)
+        step(criterion)
+    with silence():
+        optimizer = of_a_network()
+        for _ in range(3):
+            optimizer.step()
+    assert all(p.grad is not None for p in criterion.parameters())
 
 
 def test_any_object_with_groups_will_do_and_nothing_else() -> None:
