@@ -45,8 +45,14 @@ GENERAL = (
 )
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", SHAPES + DOUBLE + GENERAL)
+# Every kernel on an H100, and of each way through them one on the others.
+ON_ALL = ("many_tiles", "classes_12", "weights_many_tiles", "weights_classes_17")
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [(n, d) for n in SHAPES + DOUBLE + GENERAL for d in DEVICES if d == "sm_90" or n in ON_ALL],
+)
 def test_any_size_of_device(name: str, device: str) -> None:
     library().cuda_host_device(*DEVICES[device])
     got = run_backend(case(name), NAME)
@@ -58,13 +64,13 @@ def test_any_size_of_device(name: str, device: str) -> None:
 def test_the_order_of_threads_does_not_change_a_bit(name: str) -> None:
     """Blocks, warps and threads run in another order with each seed: sums that depended on it would differ."""
     outcomes = []
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         library().cuda_host_seed(ctypes.c_ulonglong(seed))
         outcomes.append(run_backend(case(name), NAME))
-    for other in outcomes[1:]:
-        assert torch.equal(outcomes[0].stats, other.stats)
-        for key, gradient in outcomes[0].gradients.items():
-            assert torch.equal(gradient, other.gradients[key]), key
+    first, second = outcomes
+    assert torch.equal(first.stats, second.stats)
+    for key, gradient in first.gradients.items():
+        assert torch.equal(gradient, second.gradients[key]), key
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -74,7 +74,8 @@ BARRIERS = {
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("which", BARRIERS)
-def test_without_one_barrier_the_case_goes_wrong(which: str, library: Path, tmp_path: Path) -> None:
+def test_without_one_barrier_the_case_goes_wrong(which: str, tmp_path: Path) -> None:
+    """With it the case passes: the test above runs it."""
     file, pattern, name = BARRIERS[which]
     changed = Path("build", "cuda-host", re.sub(r"\W+", "-", which), "csrc")
     shutil.copytree(host.ROOT / "csrc", host.ROOT / changed, dirs_exist_ok=True)
@@ -88,5 +89,3 @@ def test_without_one_barrier_the_case_goes_wrong(which: str, library: Path, tmp_
     done = run_tests(broken, tmp_path / "broken.xml", only)
     assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-2000:]
     assert re.search(r"WrongResultError|the mask names lanes that have ended", done.stdout), done.stdout[-3000:]
-    whole = run_tests(library, tmp_path / "whole.xml", only)
-    assert whole.returncode == 0 and passed(tmp_path / "whole.xml"), whole.stdout[-3000:]
