@@ -112,6 +112,8 @@ def scales_or_map(logits: Any, target: Any, num_classes: int, num_scales: int, s
         ValueError: a tensor that can be a stack while `stacked_dim` does not say so.
     """
     logits, target = plain(logits), plain(target)
+    if isinstance(logits, Tensor):
+        check_dense("logits", logits)
     if not isinstance(logits, Tensor) or logits.dim() < 4:
         return logits
     shape, axes = logits.shape, logits.dim()
@@ -189,7 +191,10 @@ def check_target(target: Any, first: Tensor, sigmoid: bool = False, ignore_index
     if target.dtype.is_complex or target.is_quantized or (target.is_floating_point() and target.dtype not in _WHOLE):
         raise TypeError(f"target: got dtype {target.dtype}, expected an integer, bool or whole-number float dtype")
     if target.requires_grad:
-        raise ValueError("target: got a tensor that requires a gradient, of which there is none; pass target.detach()")
+        raise ValueError(
+            "target: got a tensor that requires a gradient, of which there is none; pass target.detach(), or if it is "
+            "one of several maps of logits, all of them in one list"
+        )
     axes, classes = first.dim() - 2, first.shape[1]
     has_channels = target.dim() == axes + 2
     if not has_channels and target.dim() != axes + 1:
@@ -389,12 +394,13 @@ def check_parameters(
     return given["cat_weight"], given["cat_bias"], given["awf_weight"], given["awf_bias"]
 
 
-def check_order(sizes: Sequence[tuple[int, ...]], order: str) -> None:
+def check_order(sizes: Sequence[tuple[int, ...]], order: str, way_out: str | None = None) -> None:
     """Raise if native sizes, listed as the user gave them, contradict `order`.
 
     Args:
         sizes: spatial shape of each scale in the order of the user's list.
         order: "coarse_to_fine" or "fine_to_coarse".
+        way_out: of the message, where `order` is no option.
 
     Raises:
         ValueError: two neighbours of which one axis shrinks where it should grow, or the other way round.
@@ -404,6 +410,7 @@ def check_order(sizes: Sequence[tuple[int, ...]], order: str) -> None:
         return
     other = "fine_to_coarse" if order == "coarse_to_fine" else "coarse_to_fine"
     remedy = f"pass order={other!r} or reverse the list" if _grow(coarse_first[::-1]) else "sort the list by size"
+    remedy = remedy if way_out is None else way_out
     raise ValueError(
         f"logits: got native sizes {[tuple(s) for s in sizes]}, which contradict order={order!r}, expected no axis to "
         f"{'shrink' if order == 'coarse_to_fine' else 'grow'} along the list; {remedy}"

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .checks import check_dense, check_logits, split_stack
+from .checks import check_dense, check_logits, check_order, split_stack
 from .names import suggests_options
 from .ops import map_stats
 from .options import (
+    ORDER,
     ce_class_weights,
     check_recipe,
     check_stacked_dim,
@@ -78,7 +79,7 @@ def lomix_loss(
 
     Raises:
         TypeError, ValueError, RuntimeError: as `map_stats` and `LoMixLoss`; TypeError or ValueError if `weights` is not
-            a float [M].
+            a float [M]; ValueError for sizes that shrink along the list.
 
     Source: Rahman and Marculescu, NeurIPS 2025, total loss; no division by M.
     """
@@ -93,6 +94,7 @@ def lomix_loss(
         raise ValueError(f"weights: got shape {tuple(weights.shape)}, expected [{plan.num_maps}], one weight per map")
     check_stacked_dim(stacked_dim)
     maps = check_logits(split_stack(logits, stacked_dim))
+    check_order([tuple(z.shape[2:]) for z in maps], ORDER[0], "pass them coarsest first")
     if weights.device != maps[0].device:
         raise ValueError(f"weights: got device {weights.device}, expected {maps[0].device} as the logits have")
     num_classes = maps[0].shape[1]

@@ -15,7 +15,7 @@ from .checkpoint import Checkpointed
 from .checks import check_logits, check_order, full_target, scales_or_map, warn_of_order
 from .constants import Constant, refuse_meta
 from .distributed import SharedByRanks, map_losses_over_ranks, whole
-from .mixing import AWF_SHARING, awf_rows, draw_awf, draw_cat, new_generator
+from .mixing import AWF_SHARING, awf_rows, draw_awf, draw_cat, drawn, new_generator
 from .names import suggests_options
 from .ops import map_stats
 from .options import (
@@ -62,7 +62,8 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         mul: "logits" (the product of the logits, as published) or "bounded" (of P / sqrt(1 + (P / 2)^2), which cannot
             overflow for finite logits), see `MixPlan.create`.
         concat: "learned" (one 1x1 convolution per subset, trained) or "resampled" (the authors' code: drawn anew at
-            every call, from a generator of this module's own, never trained).
+            every call in training mode, from a generator of this module's own, never trained; evaluation and
+            `map_losses` use what the next such call will).
         awf_sharing: which pairs share attention weights: "size" (the authors' code), "subset" or "scale".
         weighting: of the maps. "softplus" (as published: softplus(alpha), which can only fall), "fixed" (all 1),
             "normalized" (M softplus(alpha) / sum: constant total), "uncertainty" (softplus(alpha), and minus the sum of
@@ -222,6 +223,23 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         self._make_parameters()
         self._place_constants()
         self._start_watching()
+        self._is_made = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As torch.nn.Module has it, but options are what they were made with.
+
+        Raises:
+            AttributeError: an option of the constructor other than `impl`.
+            ValueError: an unknown backend.
+        """
+        if name == "impl":
+            check_choice(name, value, ("auto", *BACKENDS))
+        elif name in _FIXED and "_is_made" in self.__dict__:
+            raise AttributeError(
+                f"{name}: got {value!r} for a criterion that is already made, whose options are fixed; make a new one "
+                f"with LoMixLoss(..., {name}=...), and take parameters over with lomix_fast.transfer"
+            )
+        super().__setattr__(name, value)
 
     @classmethod
     def preset(cls, name: str, num_classes: int, num_scales: int, **overrides: Any) -> LoMixLoss:
@@ -255,6 +273,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         if self.plan.uses_awf:
             weight, bias = draw_awf(rows, self.num_classes)
             self.awf_weight, self.awf_bias = nn.Parameter(weight), nn.Parameter(bias)
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
 
     @property
     def weight(self) -> Tensor | None:
@@ -306,17 +325,40 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         return self._map_losses(maps, full_target(target, maps, self.order), mask, weight_map, self.plan)[0]
 
     def _map_losses(
-        self, maps: list[Tensor], target: Any, mask: Tensor | None, weight_map: Tensor | None, plan: MixPlan
+        self,
+        maps: list[Tensor],
+        target: Any,
+        mask: Tensor | None,
+        weight_map: Tensor | None,
+        plan: MixPlan,
+        advances: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Losses of the maps of the plan, and whether any pixel counts."""
+        if self._generator is None or not plan.uses_cat:
+            return self._map_losses_of(maps, target, mask, weight_map, plan, self.cat_weight, self.cat_bias)
+        with drawn(self._generator, self.plan, self.num_classes, advances) as (weight, bias):
+            device = maps[0].device
+            return self._map_losses_of(maps, target, mask, weight_map, plan, weight.to(device), bias.to(device))
+
+    def _map_losses_of(
+        self,
+        maps: list[Tensor],
+        target: Any,
+        mask: Tensor | None,
+        weight_map: Tensor | None,
+        plan: MixPlan,
+        cat_weight: Tensor | None,
+        cat_bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The same with these parameters of the concatenations."""
         group = self._ranks.group() if self._ranks is not None and self.training else None
-        cat_weight = cat_bias = awf_weight = awf_bias = generator = None
+        awf_weight = awf_bias = None
         device = maps[0].device
         of_ce = self._ce_factors if is_weighted_mean(target, maps[0].dim(), plan.sigmoid) else self._ce_weight
         ce_weight = None if of_ce is None else of_ce.on(device)
         weight = None if self._weight is None else self._weight.on(device)
-        if plan.uses_cat:
-            cat_weight, cat_bias, generator = self._cat_parameters(device)
+        if not plan.uses_cat:
+            cat_weight = cat_bias = None
         if plan.uses_awf and self.awf_weight is not None and self.awf_bias is not None and self._awf_index is not None:
             index = self._awf_index.on(self.awf_weight.device)
             awf_weight, awf_bias = self.awf_weight[index], self.awf_bias[index]
@@ -344,8 +386,6 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
             impl=self.impl,
             **reading,
         )
-        if generator is not None and self._generator is not None:
-            self._generator.set_state(generator.get_state())
         if group is not None:
             return map_losses_over_ranks(stats, target_stats, group, weight=weight, **self.recipe)
         return map_losses(stats, target_stats, weight=weight, **self.recipe), counts_any(target_stats)
@@ -383,11 +423,11 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         maps = self._check(logits)
         target = full_target(target, maps, self.order)
         if self.alpha is None:
-            return self._map_losses(maps, target, mask, weight_map, self.plan)[0].sum()
+            return self._map_losses(maps, target, mask, weight_map, self.plan, self.training)[0].sum()
         choice, is_counted_call = self._choice, self._counts_calls and self.training and torch.is_grad_enabled()
         if is_counted_call:
             choice = self._next_choice(self._weights())
-        losses, is_counted = self._map_losses(maps, target, mask, weight_map, choice.active)
+        losses, is_counted = self._map_losses(maps, target, mask, weight_map, choice.active, self.training)
         if is_counted_call:
             self._take(choice)  # a call that raises has counted nothing
         index = choice.index_on(self.alpha.device)
@@ -400,17 +440,6 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         idle += [] if active.uses_cat else [self.cat_weight, self.cat_bias]
         idle += [] if active.uses_awf else [self.awf_weight, self.awf_bias]
         return no_gradient_from(idle, like)
-
-    def _cat_parameters(self, device: torch.device) -> tuple[Tensor | None, Tensor | None, torch.Generator | None]:
-        """Weights and biases, and the generator as it is after them if they were drawn.
-
-        Drawn from a copy, so that a call that raises has drawn nothing.
-        """
-        if self._generator is None:
-            return self.cat_weight, self.cat_bias, None
-        generator = self._generator.clone_state()
-        weight, bias = draw_cat(self.plan, self.num_classes, generator)
-        return weight.to(device), bias.to(device), generator
 
     def _scales_or_map(self, logits: Any, target: Any) -> Any:
         return scales_or_map(logits, target, self.num_classes, self.num_scales, self.stacked_dim)
@@ -439,6 +468,10 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
                     f"logits: got device {device}, expected {own.device} where this criterion lives; move it with "
                     f"criterion.to({str(device)!r})"
                 )
+        for name, shape in self._shapes.items():
+            parameter = getattr(self, name)
+            if parameter.shape != shape:
+                raise ValueError(f"{name}: got shape {tuple(parameter.shape)}, expected {shape} as it was made with")
 
     def _check_classes(self, logits: Tensor) -> None:
         if logits.dim() < 2 or logits.shape[1] != self.num_classes:
@@ -462,6 +495,9 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
             f"operators={self.plan.operators}, maps={self.plan.num_maps}, weighting={self.weighting!r}, "
             f"order={self.order!r}, impl={self.impl!r}{changed}{shared}{pruned if self.prune_below > 0 else ''}"
         )
+
+
+_FIXED = frozenset(inspect.signature(LoMixLoss.__init__).parameters) - {"self", "impl"}
 
 
 def _constant(weights: Tensor | None) -> Constant | None:

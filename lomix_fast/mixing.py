@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -9,6 +13,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from .plan import MixPlan
 
 AWF_SHARING = ("size", "subset", "scale")
+
+_DRAWING = threading.Lock()
 
 
 def awf_rows(plan: MixPlan, sharing: str) -> tuple[int, list[int]]:
@@ -53,6 +59,46 @@ def draw_cat(plan: MixPlan, num_classes: int, generator: torch.Generator | None 
     weight = torch.rand(plan.num_pairs, num_classes, num_classes, generator=generator, device=device)
     bias = torch.rand(plan.num_subsets, num_classes, generator=generator, device=device)
     return (2 * weight - 1) * per_pair.rsqrt().view(-1, 1, 1), (2 * bias - 1) * fan_in.rsqrt().view(-1, 1)
+
+
+@contextmanager
+def drawn(
+    generator: torch.Generator, plan: MixPlan, num_classes: int, advances: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """W and b of one call, as `draw_cat` draws them; a call that raises inside has drawn nothing.
+
+    Args:
+        generator: to draw from; threads that share it draw one after the other.
+        plan, num_classes: what to draw.
+        advances: whether the next call is to draw others.
+
+    Raises:
+        RuntimeError: in a backward pass, where a forward pass is computed again that has drawn others.
+    """
+    if is_recomputation():
+        raise RuntimeError(
+            "concat: got 'resampled' where a backward pass computes the loss again (torch.utils.checkpoint), expected "
+            "'learned', because another draw has the gradient of another loss; leave the loss out of what is "
+            "checkpointed"
+        )
+    with _DRAWING:
+        before = generator.get_state()
+        parameters = draw_cat(plan, num_classes, generator)
+        after = generator.get_state()
+        if not advances:
+            generator.set_state(before)
+    try:
+        yield parameters
+    except BaseException:
+        with _DRAWING:
+            if advances and torch.equal(generator.get_state(), after):  # no other thread has drawn since
+                generator.set_state(before)
+        raise
+
+
+def is_recomputation() -> bool:
+    """Whether a backward pass is running in this thread, as where torch.utils.checkpoint computes forward once more."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def draw_awf(num_rows: int, num_classes: int) -> tuple[Tensor, Tensor]:

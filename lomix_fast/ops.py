@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd.forward_ad import unpack_dual
 
 from .backends import choose, named
@@ -161,12 +162,13 @@ def _refuse_transforms(*tensors: Tensor | None) -> None:
     """Raise where something other than plain autograd goes through the loss; fused passes know nothing of it."""
     # torch.compile traces the first of these to a constant, and torch refuses the second there by itself.
     if torch._C._are_functorch_transforms_active() or (
-        not torch.compiler.is_compiling() and any(t is not None and unpack_dual(t).tangent is not None for t in tensors)
+        not torch.compiler.is_compiling()
+        and any(t is not None and (is_legacy_batchedtensor(t) or unpack_dual(t).tangent is not None) for t in tensors)
     ):
         raise RuntimeError(
-            "lomix_fast: got a transform of torch.func (grad, vjp, jvp, vmap, jacrev, ...) or forward-mode AD, "
-            "expected plain autograd; use loss.backward() or torch.autograd.grad, and a loop in place of vmap "
-            "(torch.func.functional_call works)"
+            "lomix_fast: got a transform of torch.func (grad, vjp, jvp, vmap, jacrev, ...), a batch of gradients "
+            "(is_grads_batched=True) or forward-mode AD, expected plain autograd; use loss.backward() or "
+            "torch.autograd.grad, and a loop in place of vmap (torch.func.functional_call works)"
         )
 
 
@@ -202,7 +204,7 @@ class MapStatsFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_stats: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of W, b, u, v and the logits from dLoss/dstats [B, M, 1 + 2C]."""
-        _refuse_transforms()
+        _refuse_transforms(grad_stats)
         saved = ctx.saved_tensors  # asked for once: torch.utils.checkpoint recomputes at the first time only
         target, *others = saved[:_LEADING]
         logits = list(saved[_LEADING:])

@@ -191,6 +191,8 @@ def class_weights(name: str, value: Any, count: int, reason: str, device: torch.
     value = plain(value)
     if isinstance(value, Tensor):
         check_dense(name, value)
+        if value.requires_grad:
+            raise ValueError(f"{name}: got a tensor that requires a gradient, of which there is none; detach it")
         weights = value.detach()
         if device is not None and weights.device != device:
             raise ValueError(f"{name}: got device {weights.device}, expected {device} as the logits have")
@@ -276,7 +278,7 @@ def dice_class_weights(
     if isinstance(value, Real):
         check_number("weight", value, Real)
         return torch.full((), float(value), dtype=WIDEST, device=device or "cpu")
-    if isinstance(value, Tensor) and value.dim() == 0:
+    if isinstance(plain(value), Tensor) and value.dim() == 0:
         return class_weights("weight", value.reshape(1), 1, "one number", device)[0]
     if include_background:
         return class_weights("weight", value, num_classes, "one weight a class", device)

@@ -47,6 +47,8 @@ def weigh_pixels(
     mask = plain(mask)
     if isinstance(mask, Tensor):
         check_dense("mask", mask)  # before it is compared
+        if mask.requires_grad:
+            raise ValueError("mask: got a tensor that requires a gradient, of which there is none; detach it")
         mask = mask if mask.dtype == torch.bool or mask.is_complex() else mask != 0
     counts = check_weight_map(mask, target, first, "mask")
     if structure:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .checks import has_numbers
 from .constants import Constant
+from .mixing import is_recomputation
 from .plan import MixPlan
 
 _log = logging.getLogger("lomix_fast")
@@ -159,8 +160,10 @@ class PrunedMaps(nn.Module):
 
         When: here, and in the first and then every `prune_every`-th call with a list of logits in training mode with
         gradients enabled. Other calls (evaluation, no_grad) use the last choice, all maps before the first, and do
-        not count. A choice reads the M weights on the host, the only time that it waits for a GPU; it must not happen
-        inside the capture of a CUDA graph, so call this before and pass prune_every=None.
+        not count, nor does what torch.utils.checkpoint computes again (with use_reentrant=True it computes first
+        without gradients, so call this yourself where the loss is inside). A choice reads the M weights on the host,
+        the only time that it waits for a GPU; it must not happen inside the capture of a CUDA graph, so call this
+        before and pass prune_every=None.
 
         Reported: `dropped_maps`, `active_maps`, print(criterion), and for each change a line of level INFO by the
         logger "lomix_fast", with names and weights. If all weights are under the threshold nothing is dropped, and a
@@ -198,7 +201,7 @@ class PrunedMaps(nn.Module):
     )
     def _next_choice(self, weights: Tensor) -> Choice:
         """The choice for one more call in training, and a call less for it; weights [M]. Nothing is taken over yet."""
-        if not has_numbers(weights):
+        if not has_numbers(weights) or is_recomputation():
             return self._choice
         choice = self._choice if self._choice.calls_left > 0 else self._chosen_by(weights)
         return replace(choice, calls_left=choice.calls_left - 1)

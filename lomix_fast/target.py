@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .labels import KERNEL_DTYPES, class_index, invalid_shares, may_look, poison
+
+# Of the largest weight of a pixel, and 1 / this: sums of larger or smaller ones leave float32. kLargestWeight in
+# csrc/cpu/check_values.cpp.
+LARGEST_WEIGHT = 1e20
 
 
 @dataclass(frozen=True)
@@ -135,9 +140,17 @@ def read_target(target: Target, num_classes: int, dtype: torch.dtype) -> Pixels:
 
 
 def check_weights(weight_map: Tensor | None) -> None:
-    """Raise ValueError for a weight of a pixel below 0, where the host may look."""
-    if weight_map is None or weight_map.dtype == torch.bool or not may_look(weight_map.device):
+    """Raise ValueError for a weight of a pixel below 0, or for all of them far from 1, where the host may look."""
+    if weight_map is None or weight_map.dtype == torch.bool or weight_map.numel() == 0:
         return
+    if not may_look(weight_map.device):
+        return
+    largest = weight_map.max().item()
+    if math.isfinite(largest) and (largest > LARGEST_WEIGHT or 0 < largest * LARGEST_WEIGHT < 1):
+        raise ValueError(
+            f"weight_map: got {largest:.9g} as the largest weight, expected 0 or {1 / LARGEST_WEIGHT:g} to "
+            f"{LARGEST_WEIGHT:g}, for sums of float32 to hold them; multiply all of them by the same number"
+        )
     negative = weight_map < 0
     if negative.any():
         where = tuple(negative.nonzero()[0].tolist())

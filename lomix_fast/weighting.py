@@ -27,8 +27,9 @@ def map_weights(alpha: Tensor, weighting: str, active: Tensor | None = None) -> 
             their share of the total of "normalized" stays theirs, so that no weight jumps when a map is dropped.
 
     Returns:
-        [M], or [len(active)].
+        [M], or [len(active)], float32 (float64 for float64 alpha).
     """
+    alpha = alpha.to(torch.promote_types(alpha.dtype, torch.float32))  # half types round weights by up to 0.4 %
     if weighting != "normalized":
         positive = F.softplus(alpha)
         return positive if active is None else positive.index_select(0, active)
@@ -63,6 +64,7 @@ def weighted_total(
     if weighting != "uncertainty":
         return total
     kept = alpha if active is None else alpha.index_select(0, active)
+    kept = kept.to(torch.promote_types(kept.dtype, torch.float32))
     return total - (log_softplus(kept).sum() * is_counted).to(total.dtype)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from common import NATIVE
 from torch import Tensor, nn
 
 import lomix_fast
@@ -187,3 +189,68 @@ def test_what_torch_was_built_for_is_said_once(cuda: str | None, hip: str | None
     found["environment"] |= {"cuda": cuda, "hip": hip}
     (line,) = [line for line in report.describe(found).splitlines() if line.startswith("CUDA, ROCm")]
     assert line.removeprefix("CUDA, ROCm").strip() == words
+
+
+# What cannot be honoured ----------------------------------------------------------------------------------------------
+
+
+def test_a_list_whose_sizes_shrink_is_refused_by_the_function_too() -> None:
+    maps = [torch.randn(1, 3, n, n) for n in (4, 2)]
+    with pytest.raises(ValueError, match=r"logits: got native sizes .* expected no axis to shrink.*coarsest first"):
+        lomix_loss(maps, torch.zeros(1, 4, 4, dtype=torch.long), torch.ones(2), MixPlan.create(2, ()))
+
+
+@pytest.mark.parametrize("name", ["weight", "ce_weight"])
+def test_class_weights_that_ask_for_a_gradient_are_refused(name: str) -> None:
+    asks = {name: torch.ones(3, requires_grad=True)}
+    maps, labels = [torch.randn(1, 3, 4, 4)], torch.zeros(1, 4, 4, dtype=torch.long)
+    words = f"{name}: got a tensor that requires a gradient, of which there is none"
+    with pytest.raises(ValueError, match=words):
+        LoMixLoss(3, 2, **asks)
+    with pytest.raises(ValueError, match=words):
+        lomix_loss(maps, labels, torch.ones(1), MixPlan.create(1, ()), **asks)
+
+
+def test_a_mask_that_asks_for_a_gradient_is_refused() -> None:
+    maps, labels = torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="mask: got a tensor that requires a gradient"):
+        LoMixLoss(3, 1)(maps, labels, mask=torch.rand(1, 4, 4, requires_grad=True))
+
+
+@pytest.mark.parametrize("impl", NATIVE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("largest", [9e19, 1.1e20, 1.1e-20, 9e-21, 1e37, 1e-38])
+def test_weights_of_pixels_that_float32_cannot_sum_are_refused(largest: float, dtype: torch.dtype, impl: str) -> None:
+    torch.manual_seed(0)
+    maps, labels = [torch.randn(1, 3, 8, 8, requires_grad=True)], torch.randint(3, (1, 8, 8))
+    weights = torch.full((1, 8, 8), largest, dtype=dtype)
+    weights[0, 0, 0] = 0
+    criterion = LoMixLoss(3, 1, impl=impl, lambda_dice=0.0)
+    if not 1e-20 <= largest <= 1e20:
+        with pytest.raises(ValueError, match=r"weight_map: got .* as the largest weight, expected 0 or 1e-20 to 1e"):
+            criterion(maps, labels, weight_map=weights)
+        return
+    found, right = criterion(maps, labels, weight_map=weights), criterion(maps, labels, weight_map=weights != 0)
+    torch.testing.assert_close(found, right)
+    torch.testing.assert_close(torch.autograd.grad(found, maps), torch.autograd.grad(right, maps))
+
+
+def test_maps_that_are_no_list_are_told_so() -> None:
+    maps = [torch.randn(1, 3, 4, 4, requires_grad=True) for _ in range(3)]
+    with pytest.raises(ValueError, match="all of them in one list"):
+        LoMixLoss(3, 3)(*maps, torch.zeros(1, 4, 4, dtype=torch.long))
+
+
+def test_a_nested_tensor_of_logits_is_refused_by_name() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nested = torch.nested.nested_tensor([torch.randn(3, 4, 4)] * 2)
+    with pytest.raises(TypeError, match="logits: got a nested tensor, expected a dense tensor"):
+        LoMixLoss(3, 1)(nested, torch.zeros(2, 4, 4, dtype=torch.long))
+
+
+def test_a_batch_of_gradients_is_refused() -> None:
+    z, labels = torch.randn(1, 3, 4, 4, requires_grad=True), torch.zeros(1, 4, 4, dtype=torch.long)
+    losses = LoMixLoss(3, 2, order="coarse_to_fine").map_losses([z, z], labels)
+    with pytest.raises(RuntimeError, match=r"lomix_fast: got a transform of torch\.func.*batch of gradients"):
+        torch.autograd.grad(losses, z, torch.eye(len(losses)), is_grads_batched=True)

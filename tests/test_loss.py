@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import re
+
 import pytest
 import torch
 from common import BACKENDS
-from torch import Tensor
+from torch import Tensor, nn
 
 from lomix_fast import LoMixLoss, map_stats
 from lomix_fast.recipe import map_losses
@@ -238,3 +241,34 @@ def test_logits_elsewhere_are_refused_in_a_list_and_alone(options: dict) -> None
     for given in (logits, logits[-1]):
         with pytest.raises(ValueError, match=r"^LoMixLoss: got parameters on the meta device.*\(alpha, .*to_empty"):
             criterion(given, torch.zeros(1, 8, 8, dtype=torch.int64))
+
+
+# Changed afterwards ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lambda_ce", 1.0), ("weighting", "fixed"), ("order", "coarse-to-fine"), ("structure", True), ("num_classes", 4)],
+)
+def test_options_are_fixed_once_a_criterion_is_made(name: str, value: object) -> None:
+    criterion = LoMixLoss(3, 2)
+    for one in (criterion, copy.deepcopy(criterion)):
+        with pytest.raises(AttributeError, match=rf"{name}: got {value!r} .* fixed; make a new one.*transfer"):
+            setattr(one, name, value)
+    criterion.impl = "reference"
+    with pytest.raises(ValueError, match="impl: got 'fast'"):
+        criterion.impl = "fast"
+    assert criterion.impl == "reference"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("alpha", (6, 1)), ("alpha", (1,)), ("awf_weight", (1, 3)), ("awf_weight", (4, 3)), ("awf_bias", (1,))],
+)
+def test_parameters_of_another_shape_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    criterion = LoMixLoss(3, 2)
+    expected = tuple(getattr(criterion, name).shape)
+    setattr(criterion, name, nn.Parameter(torch.zeros(shape)))
+    logits = [torch.randn(1, 3, n, n) for n in (2, 4)]
+    with pytest.raises(ValueError, match=re.escape(f"{name}: got shape {shape}, expected {expected}")):
+        criterion(logits, torch.zeros(1, 4, 4, dtype=torch.long))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
 import torch
 from common import NATIVE
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lomix_fast import LoMixLoss, MixPlan, map_stats, with_loss
 
@@ -28,9 +30,44 @@ def draw(scales: int = 2, dtype: torch.dtype = torch.float32) -> tuple[list[Tens
 def test_resampled_draws_anew_at_every_call() -> None:
     logits, target = draw()
     criterion = LoMixLoss(3, 2, concat="resampled")
-    first, second = (criterion.map_losses(logits, target) for _ in range(2))
-    cat = [name.startswith("cat") for name in criterion.map_names]
-    assert ((first != second) == torch.tensor(cat)).all()
+    cat = torch.tensor([name.startswith("cat") for name in criterion.map_names])
+    first = criterion.map_losses(logits, target)
+    criterion(logits, target)
+    second = criterion.map_losses(logits, target)
+    assert ((first != second) == cat).all()
+    torch.testing.assert_close((second * criterion.map_weights()).sum(), criterion(logits, target))
+
+
+def test_logging_and_evaluation_leave_the_draws_of_training_alone() -> None:
+    logits, target = draw()
+    criterion = LoMixLoss(3, 2, concat="resampled")
+    other = copy.deepcopy(criterion)
+    for _ in range(3):
+        with torch.no_grad():
+            criterion.map_losses(logits, target)
+            assert criterion.eval()(logits, target) == criterion(logits, target)
+        assert criterion.train()(logits, target) == other(logits, target)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_recomputation_that_would_draw_anew_is_refused(reentrant: bool) -> None:
+    logits, target = draw()
+    for criterion in (LoMixLoss(3, 2, concat="resampled"), LoMixLoss(3, 2)):
+        loss = checkpoint(lambda *z, c=criterion: c(list(z), target), *logits, use_reentrant=reentrant)
+        if criterion.concat == "learned":
+            loss.backward()
+            continue
+        with pytest.raises(RuntimeError, match="concat: got 'resampled' where a backward pass computes"):
+            loss.backward()
+
+
+def test_threads_draw_one_after_the_other() -> None:
+    logits, target = draw()
+    criterion = LoMixLoss(3, 2, operators=("cat",), concat="resampled", weighting="fixed")
+    other = copy.deepcopy(criterion)
+    with torch.no_grad(), ThreadPoolExecutor(4) as pool:
+        found = sorted(pool.map(lambda _: criterion(logits, target).item(), range(40)))
+        assert found == sorted(other(logits, target).item() for _ in range(40))
 
 
 def test_resampled_repeats_under_manual_seed() -> None:

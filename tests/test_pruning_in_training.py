@@ -12,6 +12,7 @@ import torch
 from common import NATIVE
 from pruned import DROPPED, NAMES, draw, lower, make
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
 from lomix_fast import LoMixLoss
 
@@ -251,3 +252,23 @@ def test_a_call_that_raises_counts_and_chooses_nothing() -> None:
         assert criterion.dropped_maps == (() if calls_left == "000000000000" else ("cat_0_1",))
         criterion(logits, target)
         assert not torch.equal(criterion.state_dict()["_extra_state"], before)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_is_computed_again_in_backward_neither_counts_nor_chooses(reentrant: bool) -> None:
+    criterion = make(["cat_0_1"], prune_every=5)
+    other = copy.deepcopy(criterion)
+    logits, target = draw()
+    if reentrant:  # computes first without gradients, which is no call in training
+        other.eval()
+    for call in range(3):
+        loss = checkpoint(lambda *z: criterion(list(z), target), *logits, use_reentrant=reentrant)
+        expected = other(logits, target)
+        assert torch.equal(loss, expected)
+        wanted = torch.autograd.grad(expected, logits)
+        for z in logits:
+            z.grad = None
+        loss.backward()
+        for z, right in zip(logits, wanted, strict=True):
+            assert torch.equal(z.grad, right)
+        assert criterion._choice.calls_left == other._choice.calls_left == (0 if reentrant else 4 - call)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from common import NATIVE
@@ -187,3 +188,17 @@ def test_uncertainty_prunes_by_the_size_of_the_loss() -> None:
     with torch.no_grad():
         criterion.alpha.copy_(torch.log(torch.expm1(weights)))
     assert criterion.update_pruning() == ("orig_3",)
+
+
+@pytest.mark.parametrize("weighting", ["softplus", "normalized", "uncertainty"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parameters_of_half_precision_have_weights_of_single_precision(dtype: torch.dtype, weighting: str) -> None:
+    alpha = torch.tensor([-18.0, -3.0, 0.0, 0.3, 5.0], dtype=dtype)
+    positive = np.log1p(np.exp(alpha.double().numpy()))
+    expected = positive if weighting != "normalized" else len(alpha) * positive / positive.sum()
+    found = map_weights(alpha, weighting)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.double().numpy(), expected, rtol=1e-5)
+    losses = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    total = (expected * losses.numpy()).sum() - (np.log(positive).sum() if weighting == "uncertainty" else 0)
+    assert weighted_total(losses, alpha, weighting, torch.tensor(True)).item() == pytest.approx(total, rel=1e-5)

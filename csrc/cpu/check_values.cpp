@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iomanip>
 #include <sstream>
 #include <string>
@@ -96,10 +97,19 @@ void check_shares(const Inputs& inputs) {
                     "sigmoid=True, and leave pixels without a class out with mask=");
 }
 
+// LARGEST_WEIGHT in lomix_fast/target.py.
+constexpr double kLargestWeight = 1e20;
+
 void check_weights(const Inputs& inputs) {
   if (!inputs.weight_map || inputs.weight_map->scalar_type() == at::kBool || inputs.weight_map->numel() == 0) return;
   const at::Tensor& weight = *inputs.weight_map;
-  if (weight.min().item<double>() >= 0) return;
+  const auto [least, most] = at::aminmax(weight);
+  const double largest = most.item<double>();
+  const bool is_far = largest > kLargestWeight || (largest > 0 && largest * kLargestWeight < 1);
+  TORCH_CHECK_VALUE(!is_far || std::isinf(largest), "weight_map: got ", largest,
+                    " as the largest weight, expected 0 or ", 1 / kLargestWeight, " to ", kLargestWeight,
+                    ", for sums of float32 to hold them; multiply all of them by the same number");
+  if (least.item<double>() >= 0) return;
   const at::Tensor found = weight.lt(0).flatten().nonzero();
   if (found.numel() == 0) return;  // what is no number shows in the loss
   const int64_t at = found[0][0].item<int64_t>();
