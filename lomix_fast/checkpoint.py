@@ -222,6 +222,17 @@ def faulty_entries(
     return faults
 
 
+def _refuse_wrapped(state_dict: Mapping[str, Any]) -> None:
+    for wrapper in ("module.", "_orig_mod."):
+        if state_dict and all(isinstance(key, str) and key.startswith(wrapper) for key in state_dict):
+            raise CheckpointError(
+                f"state_dict: got keys that all begin with {wrapper!r}, as those of DistributedDataParallel or "
+                "torch.compile do, expected those of the module inside; call torch.nn.modules.utils."
+                f"consume_prefix_in_state_dict_if_present(state_dict, {wrapper!r}) first, or save module.state_dict() "
+                "of the one inside"
+            )
+
+
 class CheckedWhole(nn.Module):
     """A module that checks a state dict as a whole before any of it is loaded."""
 
@@ -232,6 +243,8 @@ class CheckedWhole(nn.Module):
             CheckpointError: an entry of the loss that is damaged, of the wrong type or shape, or of another criterion;
                 with `strict` also one that is missing or unknown.
         """
+        if strict and isinstance(state_dict, Mapping):
+            _refuse_wrapped(state_dict)
         self._check_checkpoint(state_dict, "", strict, assign)
         return super().load_state_dict(state_dict, strict, assign)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,27 @@ class Constant:
 
 
 class Configured(nn.Module):
-    """A module whose attributes of type `Constant` are on the device of its parameters before the first call.
+    """A module whose options are fixed once it is made.
 
-    So no call that is compiled or captured has to copy them there.
+    Its attributes of type `Constant` are on the device of its parameters before the first call, so no call that is
+    compiled or captured has to copy them there.
     """
+
+    _fixed: ClassVar[frozenset[str]] = frozenset()  # names of options; assigning one would change part of what it means
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As torch.nn.Module has it.
+
+        Raises:
+            AttributeError: an option, after construction.
+        """
+        if name in self._fixed and "_is_made" in self.__dict__:
+            own = type(self).__name__
+            raise AttributeError(
+                f"{name}: got {value!r} for a {own} that is already made, whose options are fixed; make a new one with "
+                f"{own}(..., {name}=...) and take the parameters over"
+            )
+        super().__setattr__(name, value)
 
     def _place_constants(self) -> None:
         """To be called when all parameters exist, and after they have been replaced."""

@@ -13,16 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.random import fork_rng
 
 from .checkpoint import KEY, CheckpointError, check_keys, describe, fault_of, maps_of
 from .loss import LoMixLoss
 from .names import did_you_mean
 from .official import WITH_MIXES, CombinatorialMutationsLossModule
 from .official_names import FUSION_NAMES, OUR_NAME, fusion_key, fusion_positions, their_names
-from .plan import OPERATORS, MixPlan
+from .plan import KNOWN_OPERATORS, OPERATORS, MixPlan
+
+Converted = TypeVar("Converted", bound=nn.Module)
 
 
 def official_to_lomix(
@@ -62,7 +66,7 @@ def official_to_lomix(
 
     Source: keys as the authors' released module makes them (SPEC of LoMix).
     """
-    plan = MixPlan.create(num_scales, tuple(operators))
+    plan = _plan(num_classes, num_scales, operators)
     rest = _entries(state_dict)
     out: dict[str, Tensor] = {}
     stored = _stored_operators(rest)
@@ -129,7 +133,7 @@ def lomix_to_official(
     if fusion_name not in FUSION_NAMES:
         near = did_you_mean(fusion_name, FUSION_NAMES)
         raise ValueError(f"fusion_name: got {fusion_name!r}, expected one of {FUSION_NAMES}{near}")
-    plan = MixPlan.create(num_scales, tuple(operators))
+    plan = _plan(num_classes, num_scales, operators)
     rest = _entries(state_dict)
     _check_description(rest, plan, num_classes)
     if not drop_cat and ("cat_weight" in rest or "cat_bias" in rest):
@@ -172,6 +176,15 @@ def lomix_to_official(
     return out
 
 
+def _plan(num_classes: Any, num_scales: Any, operators: Any) -> MixPlan:
+    """The maps that the arguments speak of."""
+    if type(num_classes) is not int:
+        raise TypeError(f"num_classes: got {num_classes!r}, expected an int")
+    if isinstance(operators, str) or not isinstance(operators, Sequence):
+        raise TypeError(f"operators: got {operators!r}, expected a tuple or list out of {KNOWN_OPERATORS}")
+    return MixPlan.create(num_scales, tuple(operators))
+
+
 def _check_description(state_dict: dict[str, Tensor], plan: MixPlan, num_classes: int) -> None:
     """Take the description out, and refuse one of a criterion that the arguments do not speak of."""
     found = describe(state_dict)
@@ -183,6 +196,16 @@ def _check_description(state_dict: dict[str, Tensor], plan: MixPlan, num_classes
                 f"state_dict: got the checkpoint of a LoMixLoss with {name}={found[name]!r}, expected {value!r}; pass "
                 "num_classes, num_scales and operators of that criterion, which must mix every subset of its scales"
             )
+    if found["weighting"] not in ("softplus", "fixed"):
+        raise CheckpointError(
+            f"state_dict: got the checkpoint of a LoMixLoss with weighting={found['weighting']!r}, expected 'softplus' "
+            "or 'fixed'; the authors' module has no other"
+        )
+    if found["pruning"] is not None and "0" in found["pruning"]["active"]:
+        raise CheckpointError(
+            "state_dict: got the checkpoint of a LoMixLoss that has dropped maps, expected one with all of them; the "
+            "authors' module has no pruning, so take it from a criterion with prune_below=0 that has loaded this one"
+        )
     if found["awf_sharing"] not in (None, "size") and plan.num_scales > 2:
         raise CheckpointError(
             f"state_dict: got the checkpoint of a LoMixLoss with awf_sharing={found['awf_sharing']!r}, expected "
@@ -191,7 +214,7 @@ def _check_description(state_dict: dict[str, Tensor], plan: MixPlan, num_classes
 
 
 def module_to_lomix(module: CombinatorialMutationsLossModule) -> LoMixLoss:
-    """A `LoMixLoss` with the loss, weights, device and dtype of a module.
+    """A `LoMixLoss` with the loss, weights, device, dtype and mode of a module, frozen where that is.
 
     The generator of the random "concat" convolutions is copied too, so that both draw the same ones next.
 
@@ -218,30 +241,31 @@ def module_to_lomix(module: CombinatorialMutationsLossModule) -> LoMixLoss:
             "supervision with learned weights"
         )
     operators = tuple(OUR_NAME[name] for name in module.operations)
-    criterion = LoMixLoss(
-        module.num_classes,
-        module.num_maps,
-        operators=operators,
-        concat="resampled",
-        weighting="softplus" if module.use_learnable_weights else "fixed",
-        lambda_ce=module.lc1,
-        lambda_dice=module.lc2,
-        order="coarse_to_fine",
-        impl=module.impl,
-    )
+    with fork_rng(devices=[]):
+        criterion = LoMixLoss(
+            module.num_classes,
+            module.num_maps,
+            operators=operators,
+            concat="resampled",
+            weighting="softplus" if module.use_learnable_weights else "fixed",
+            lambda_ce=module.lc1,
+            lambda_dice=module.lc2,
+            order="coarse_to_fine",
+            impl=module.impl,
+        )
     state = official_to_lomix(
         module.state_dict(), num_classes=module.num_classes, num_scales=module.num_maps, operators=operators
     )
     like = next(module.parameters())
     criterion.to(like.device, like.dtype).load_state_dict(state)
     _copy_generator(module._generator, criterion._generator)
-    return criterion
+    return _as_trained(criterion, module)
 
 
 def lomix_to_module(
     criterion: LoMixLoss, *, fusion_name: str = "wf", drop_cat: bool = False
 ) -> CombinatorialMutationsLossModule:
-    """The drop-in module with the loss, weights, device and dtype of a `LoMixLoss`.
+    """The drop-in module with the loss, weights, device, dtype and mode of a `LoMixLoss`, frozen where that is.
 
     Feed it maps coarsest first, whatever the `order` of the criterion. The generator of the random "concat"
     convolutions is copied too, if there is one.
@@ -286,21 +310,29 @@ def lomix_to_module(
         drop_cat=drop_cat,
     )
     names = their_names(fusion_name)
-    module = CombinatorialMutationsLossModule(
-        plan.num_scales,
-        criterion.num_classes,
-        plan.num_scales,
-        [names[operator] for operator in plan.operators],
-        use_learnable_weights=criterion.alpha is not None,
-        supervision="lomix",
-        lc1=criterion.recipe["lambda_ce"],
-        lc2=criterion.recipe["lambda_dice"],
-        impl=criterion.impl,
-    )
+    with fork_rng(devices=[]):
+        module = CombinatorialMutationsLossModule(
+            plan.num_scales,
+            criterion.num_classes,
+            plan.num_scales,
+            [names[operator] for operator in plan.operators],
+            use_learnable_weights=criterion.alpha is not None,
+            supervision="lomix",
+            lc1=criterion.recipe["lambda_ce"],
+            lc2=criterion.recipe["lambda_dice"],
+            impl=criterion.impl,
+        )
     like = next(criterion.parameters(), torch.empty(0))
     module.to(like.device, like.dtype).load_state_dict(state)
     _copy_generator(criterion._generator, module._generator)
-    return module
+    return _as_trained(module, criterion)
+
+
+def _as_trained(to: Converted, source: nn.Module) -> Converted:
+    """In the mode of the source, and frozen where that is."""
+    if not any(parameter.requires_grad for parameter in source.parameters()):
+        to.requires_grad_(False)
+    return to.train(source.training)
 
 
 def _copy_generator(source: torch.Generator | None, to: torch.Generator | None) -> None:

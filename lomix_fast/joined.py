@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .checkpoint import CheckedWhole
+from .constants import Configured
 
 
 class NetworkWithLoss(CheckedWhole):
@@ -23,6 +24,11 @@ class NetworkWithLoss(CheckedWhole):
         for name, module in (("network", network), ("criterion", criterion)):
             if not isinstance(module, nn.Module):
                 raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module")
+        if isinstance(network, Configured):
+            raise TypeError(
+                f"network: got {type(network).__name__}, which is a loss, expected what makes the logits; are the two "
+                "swapped?"
+            )
         self.network, self.criterion = network, criterion
 
     def _check_checkpoint(self, state_dict: Mapping[str, Any], prefix: str, strict: bool, assign: bool) -> None:
@@ -69,6 +75,6 @@ def with_loss(network: nn.Module, criterion: nn.Module) -> NetworkWithLoss:
         A module with attributes `network` and `criterion`.
 
     Raises:
-        TypeError: one of the two is not a module.
+        TypeError: one of the two is not a module, or the network is a loss.
     """
     return NetworkWithLoss(network, criterion)

@@ -226,7 +226,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         self._is_made = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """As torch.nn.Module has it, but options are what they were made with.
+        """As torch.nn.Module has it, but options stay what they were made with.
 
         Raises:
             AttributeError: an option of the constructor other than `impl`.
@@ -234,11 +234,6 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         """
         if name == "impl":
             check_choice(name, value, ("auto", *BACKENDS))
-        elif name in _FIXED and "_is_made" in self.__dict__:
-            raise AttributeError(
-                f"{name}: got {value!r} for a criterion that is already made, whose options are fixed; make a new one "
-                f"with LoMixLoss(..., {name}=...), and take parameters over with lomix_fast.transfer"
-            )
         super().__setattr__(name, value)
 
     @classmethod
@@ -497,7 +492,7 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         )
 
 
-_FIXED = frozenset(inspect.signature(LoMixLoss.__init__).parameters) - {"self", "impl"}
+LoMixLoss._fixed = frozenset(inspect.signature(LoMixLoss.__init__).parameters) - {"self", "impl"}
 
 
 def _constant(weights: Tensor | None) -> Constant | None:

@@ -7,6 +7,7 @@ in place of the authors' class is the one line to change; a fused kernel then do
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from .backends import BACKENDS
 from .checkpoint import KEY, CheckedWhole, CheckpointError, check_keys, faulty_entries
 from .checks import check_logits
 from .constants import Configured, Constant, refuse_meta
-from .mixing import awf_rows, draw_cat, new_generator
+from .mixing import awf_rows, drawn, new_generator
 from .names import suggests_options
 from .official_checks import (
     check_ce,
@@ -129,12 +130,15 @@ class CombinatorialMutationsLossModule(Configured, CheckedWhole):
         self.original_num_maps = original_num_maps
         self.num_classes = num_classes
         self.num_maps = selecetd_num_maps
+        if use_learnable_weights not in (0, 1):  # True and False too
+            raise TypeError(f"use_learnable_weights: got {use_learnable_weights!r}, expected True or False")
         self.use_learnable_weights = bool(use_learnable_weights)
         self.supervision = supervision
         self.lc1, self.lc2 = lc1, lc2
         self.impl = impl
         our_names = tuple(OUR_NAME[name] for name in self.operations)
-        self._whole = MixPlan.create(selecetd_num_maps, our_names)
+        with told_in_their_names():
+            self._whole = MixPlan.create(selecetd_num_maps, our_names)
         self._originals = MixPlan.create(original_num_maps, ())
         self._mixes = MixPlan.create(selecetd_num_maps, our_names, originals=()) if our_names else None
         if self.use_learnable_weights:
@@ -151,6 +155,7 @@ class CombinatorialMutationsLossModule(Configured, CheckedWhole):
         if self._whole.uses_cat:
             # Last, and only if needed: under one seed the fusion convolutions start as the authors' do.
             self._generator = new_generator()
+        self._is_made = True
 
     def forward(
         self,
@@ -202,10 +207,11 @@ class CombinatorialMutationsLossModule(Configured, CheckedWhole):
                 check_ce(ce_loss)
                 check_dice(dice_loss, self.num_classes)
                 check_labels(label_batch, maps[0])
-            parameters, generator = self._parameters_of_mixes(maps[0], cat_weight, cat_bias)
-            made: Any = self._mixed_maps(maps, parameters) if missing else self._losses(maps, label_batch, parameters)
-            if generator is not None and self._generator is not None:
-                self._generator.set_state(generator.get_state())
+            if self._generator is None or cat_weight is not None or cat_bias is not None:
+                made = self._computed(maps, label_batch, cat_weight, cat_bias)
+            else:
+                with drawn(self._generator, self._whole, self.num_classes) as (weight, bias):
+                    made = self._computed(maps, label_batch, weight.to(maps[0].device), bias.to(maps[0].device))
         if missing:
             return made
         originals, mixes = made
@@ -214,6 +220,11 @@ class CombinatorialMutationsLossModule(Configured, CheckedWhole):
         mutation = (mix_weights * mixes).sum().reshape(1)
         final = deep_supervision + mutation if self.supervision in WITH_MIXES else deep_supervision
         return final, deep_supervision, mutation
+
+    def _computed(self, maps: list[Tensor], labels: Any, cat_weight: Tensor | None, cat_bias: Tensor | None) -> Any:
+        """The mixed maps, or with labels the losses of originals and mixtures."""
+        parameters = self._parameters_of_mixes(cat_weight, cat_bias)
+        return self._mixed_maps(maps, parameters) if labels is None else self._losses(maps, labels, parameters)
 
     def _losses(self, maps: list[Tensor], labels: Any, parameters: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Losses of the originals [original_num_maps] and of the mixtures [operations * subsets]."""
@@ -249,25 +260,15 @@ class CombinatorialMutationsLossModule(Configured, CheckedWhole):
         weights: Any = self.synthesized_weights[operation]
         return list(weights)
 
-    def _parameters_of_mixes(
-        self, like: Tensor, cat_weight: Tensor | None, cat_bias: Tensor | None
-    ) -> tuple[dict[str, Any], torch.Generator | None]:
-        """W, b, u and v as `map_stats` takes them, as far as the operations need them; and the generator after drawing.
-
-        Drawn from a copy, so that a call that raises has drawn nothing.
-        """
+    def _parameters_of_mixes(self, cat_weight: Tensor | None, cat_bias: Tensor | None) -> dict[str, Any]:
+        """W, b, u and v as `map_stats` takes them, as far as the operations need them."""
         parameters: dict[str, Any] = {}
-        generator = None
         if (cat_weight is None) != (cat_bias is None):
             raise ValueError("cat_weight and cat_bias: got only one of the two, expected both or neither")
         if cat_weight is not None and cat_bias is not None:
             if not self._whole.uses_cat:
                 raise ValueError(f"cat_weight: got a tensor, expected None because operations={self.operations}")
             parameters |= {"cat_weight": cat_weight, "cat_bias": cat_bias}
-        elif self._generator is not None:
-            generator = self._generator.clone_state()
-            weight, bias = draw_cat(self._whole, self.num_classes, generator)
-            parameters |= {"cat_weight": weight.to(like.device), "cat_bias": bias.to(like.device)}
         if self._whole.uses_awf:
             holders: list[Any] = list(self.weighted_fusion_modules.values())
             convolutions = [one for holder in holders for one in holder.weight_convs]
@@ -275,7 +276,7 @@ class CombinatorialMutationsLossModule(Configured, CheckedWhole):
             biases = torch.cat([one.bias for one in convolutions])  # [n]
             index = self._fusion_rows.on(rows.device)
             parameters |= {"awf_weight": rows[index], "awf_bias": biases[index]}
-        return parameters, generator
+        return parameters
 
     def _mixed_maps(self, maps: list[Tensor], parameters: dict[str, Any]) -> list[Tensor]:
         """All mixed maps at the size of the last one mixed; made in plain PyTorch, for they are asked for."""
@@ -362,3 +363,8 @@ class CombinatorialMutationsLossModule(Configured, CheckedWhole):
             f"use_learnable_weights={self.use_learnable_weights}, supervision={self.supervision!r}, "
             f"lc1={self.lc1}, lc2={self.lc2}, impl={self.impl!r}"
         )
+
+
+CombinatorialMutationsLossModule._fixed = frozenset(
+    {*inspect.signature(CombinatorialMutationsLossModule.__init__).parameters, "num_maps"} - {"self", "impl"}
+)

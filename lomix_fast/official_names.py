@@ -36,11 +36,24 @@ def fusion_key(size: int, position: int) -> str:
     return f"weighted_fusion_modules.{size}.weight_convs.{position}."
 
 
+# What errors say of arguments that are called otherwise here, or are not there.
+_TOLD = (
+    (r"pass max_subset_size=.*", "pass fewer operations, or a smaller selecetd_num_maps"),
+    (r"\blogits\b", "output_maps"),
+    (r"\btarget\b", "label_batch"),
+    (r", or pass ignore_index=.*", "; LoMixLoss(ignore_index=...) leaves pixels with such a label out"),
+    (r"\bnum_scales\b", "selecetd_num_maps"),
+    (r"\boperators\b", "operations"),
+)
+
+
 @contextmanager
 def told_in_their_names() -> Iterator[None]:
     """Errors of the checks shared with `map_stats`, told with the argument names of the authors' module."""
     try:
         yield
     except (TypeError, ValueError) as error:
-        told = re.sub(r"\btarget\b", "label_batch", re.sub(r"\blogits\b", "output_maps", str(error)))
+        told = str(error)
+        for ours, theirs in _TOLD:
+            told = re.sub(ours, theirs, told)
         raise (TypeError if isinstance(error, TypeError) else ValueError)(told) from error

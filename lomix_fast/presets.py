@@ -61,9 +61,12 @@ def preset_options(name: str, num_classes: int, **overrides: Any) -> dict[str, A
         Keyword arguments of `LoMixLoss`.
 
     Raises:
+        TypeError: num_classes is not an int.
         ValueError: an unknown name, or an override that contradicts the preset, with the way out.
     """
     check_choice("name", name, PRESETS)
+    if type(num_classes) is not int:
+        raise TypeError(f"num_classes: got {num_classes!r}, expected an int")
     bce = overrides.pop("bce", None)
     if bce is not None and name != "polyp":
         raise ValueError(

@@ -37,7 +37,8 @@ def transfer(
         state_dict: of the other criterion, or of a module that holds it; it is not changed.
         criterion: what is to be loaded, before FSDP shards it. It is not changed.
         scales: for each scale of the checkpoint, coarsest first, its number in `criterion`, increasing. Must be given
-            if the numbers of scales differ: (1, 2, 3, 4) says that `criterion` has one coarser scale more.
+            if the numbers of scales differ: (1, 2, 3, 4) says that `criterion` has one coarser scale more. A number
+            past the last one is that of a scale which `criterion` lacks.
         source: a criterion made as the checkpoint's was, for checkpoints of format 1, which do not say so themselves.
         prefix: of the other criterion's keys, such as "criterion." for `lomix_fast.with_loss`.
 
@@ -45,9 +46,15 @@ def transfer(
         Copies of all entries of `criterion.state_dict()`, so without a prefix.
 
     Raises:
+        TypeError: `criterion` is no LoMixLoss.
         CheckpointError: the checkpoint cannot be read, lacks a parameter, has an unknown one or one of the wrong shape.
         ValueError: `scales` or `source` missing, or not fitting; or `criterion` is sharded.
     """
+    if not isinstance(criterion, LoMixLoss):
+        raise TypeError(
+            f"criterion: got {type(criterion).__name__}, expected a LoMixLoss: the state dict comes first, and of a "
+            "module that holds a criterion it is module.criterion"
+        )
     if any(is_sharded(parameter) for parameter in criterion.parameters()):
         raise ValueError(
             "criterion: got one that FSDP has sharded, expected whole parameters; transfer before fully_shard"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import lomix_fast.official as official
 from lomix_fast import available_backends
+from lomix_fast.mixing import drawn
 from lomix_fast.official import CombinatorialMutationsLossModule
 from lomix_fast.testing.official_style import OfficialStyleLoss
 
@@ -306,13 +307,12 @@ def test_a_call_that_raises_draws_nothing():
 
 def test_random_convolutions_are_distributed_as_torch_draws_them():
     module = CombinatorialMutationsLossModule(3, CLASSES, 3, ["concat"])
-    drawn = []
+    calls = []
     for _ in range(2000):
-        parameters, generator = module._parameters_of_mixes(torch.zeros(1), None, None)
-        module._generator.set_state(generator.get_state())
-        drawn.append(parameters)
-    weight = torch.stack([d["cat_weight"] for d in drawn])  # [calls, K, C, C]
-    bias = torch.stack([d["cat_bias"] for d in drawn])  # [calls, S, C]
+        with drawn(module._generator, module._whole, CLASSES) as parameters:
+            calls.append(parameters)
+    weight = torch.stack([w for w, _ in calls])  # [calls, K, C, C]
+    bias = torch.stack([b for _, b in calls])  # [calls, S, C]
     pair = 0
     for j, members in enumerate((2, 2, 2, 3)):
         kernels = weight[:, pair : pair + members]
