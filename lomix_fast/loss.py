@@ -329,7 +329,9 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         advances: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Losses of the maps of the plan, and whether any pixel counts."""
-        if self._generator is None or not plan.uses_cat:
+        if not plan.uses_cat:
+            return self._map_losses_of(maps, target, mask, weight_map, plan, None, None)
+        if self._generator is None:
             return self._map_losses_of(maps, target, mask, weight_map, plan, self.cat_weight, self.cat_bias)
         with drawn(self._generator, self.plan, self.num_classes, advances) as (weight, bias):
             device = maps[0].device
@@ -352,8 +354,6 @@ class LoMixLoss(PrunedMaps, SharedByRanks, TrainedParameters, Checkpointed):
         of_ce = self._ce_factors if is_weighted_mean(target, maps[0].dim(), plan.sigmoid) else self._ce_weight
         ce_weight = None if of_ce is None else of_ce.on(device)
         weight = None if self._weight is None else self._weight.on(device)
-        if not plan.uses_cat:
-            cat_weight = cat_bias = None
         if plan.uses_awf and self.awf_weight is not None and self.awf_bias is not None and self._awf_index is not None:
             index = self._awf_index.on(self.awf_weight.device)
             awf_weight, awf_bias = self.awf_weight[index], self.awf_bias[index]
