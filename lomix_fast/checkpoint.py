@@ -222,7 +222,8 @@ def faulty_entries(
     return faults
 
 
-def _refuse_wrapped(state_dict: Mapping[str, Any]) -> None:
+def refuse_wrapped(state_dict: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if all keys begin as those of a wrapper's state dict do."""
     for wrapper in ("module.", "_orig_mod."):
         if state_dict and all(isinstance(key, str) and key.startswith(wrapper) for key in state_dict):
             raise CheckpointError(
@@ -244,7 +245,7 @@ class CheckedWhole(nn.Module):
                 with `strict` also one that is missing or unknown.
         """
         if strict and isinstance(state_dict, Mapping):
-            _refuse_wrapped(state_dict)
+            refuse_wrapped(state_dict)
         self._check_checkpoint(state_dict, "", strict, assign)
         return super().load_state_dict(state_dict, strict, assign)
 

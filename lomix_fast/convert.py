@@ -13,20 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.random import fork_rng
 
-from .checkpoint import KEY, CheckpointError, check_keys, describe, fault_of, maps_of
+from .checkpoint import KEY, CheckpointError, check_keys, describe, fault_of, maps_of, refuse_wrapped
 from .loss import LoMixLoss
 from .names import did_you_mean
 from .official import WITH_MIXES, CombinatorialMutationsLossModule
 from .official_names import FUSION_NAMES, OUR_NAME, fusion_key, fusion_positions, their_names
 from .plan import KNOWN_OPERATORS, OPERATORS, MixPlan
-
-Converted = TypeVar("Converted", bound=nn.Module)
 
 
 def official_to_lomix(
@@ -125,7 +123,8 @@ def lomix_to_official(
 
     Raises:
         CheckpointError: learned "cat" convolutions without `drop_cat`; attention weights of another
-            sharing; a missing, unknown or misshapen entry.
+            sharing; a weighting other than "softplus" and "fixed"; maps that pruning has dropped; a missing,
+            unknown or misshapen entry.
         TypeError, ValueError: another argument out of range, such as an unknown `fusion_name`.
 
     Source: keys as the authors' released module makes them (SPEC of LoMix).
@@ -178,8 +177,10 @@ def lomix_to_official(
 
 def _plan(num_classes: Any, num_scales: Any, operators: Any) -> MixPlan:
     """The maps that the arguments speak of."""
-    if type(num_classes) is not int:
-        raise TypeError(f"num_classes: got {num_classes!r}, expected an int")
+    if type(num_classes) is not int or num_classes < 2:
+        raise (ValueError if type(num_classes) is int else TypeError)(
+            f"num_classes: got {num_classes!r}, expected an int of at least 2, as the authors' module has it"
+        )
     if isinstance(operators, str) or not isinstance(operators, Sequence):
         raise TypeError(f"operators: got {operators!r}, expected a tuple or list out of {KNOWN_OPERATORS}")
     return MixPlan.create(num_scales, tuple(operators))
@@ -199,7 +200,12 @@ def _check_description(state_dict: dict[str, Tensor], plan: MixPlan, num_classes
     if found["weighting"] not in ("softplus", "fixed"):
         raise CheckpointError(
             f"state_dict: got the checkpoint of a LoMixLoss with weighting={found['weighting']!r}, expected 'softplus' "
-            "or 'fixed'; the authors' module has no other"
+            "or 'fixed'; the authors' module has no other, so keep LoMixLoss for this checkpoint"
+        )
+    if ("alpha" in state_dict) != (found["weighting"] == "softplus"):
+        raise CheckpointError(
+            f"state_dict: got {'an' if 'alpha' in state_dict else 'no'} alpha in the checkpoint of a LoMixLoss with "
+            f"weighting={found['weighting']!r}, so it is damaged; take it from the criterion's state_dict() anew"
         )
     if found["pruning"] is not None and "0" in found["pruning"]["active"]:
         raise CheckpointError(
@@ -214,7 +220,7 @@ def _check_description(state_dict: dict[str, Tensor], plan: MixPlan, num_classes
 
 
 def module_to_lomix(module: CombinatorialMutationsLossModule) -> LoMixLoss:
-    """A `LoMixLoss` with the loss, weights, device, dtype and mode of a module, frozen where that is.
+    """A `LoMixLoss` with the loss, weights, device, dtype and mode of a module, and its parameters frozen alike.
 
     The generator of the random "concat" convolutions is copied too, so that both draw the same ones next.
 
@@ -224,7 +230,8 @@ def module_to_lomix(module: CombinatorialMutationsLossModule) -> LoMixLoss:
 
     Raises:
         TypeError: not such a module.
-        ValueError: a module with weights of something that LoMixLoss would not supervise.
+        ValueError: a module with weights of something that LoMixLoss would not supervise; one of which a part is
+            frozen that is a part of one parameter in LoMixLoss.
     """
     if not isinstance(module, CombinatorialMutationsLossModule):
         raise TypeError(f"module: got {type(module).__name__}, expected a CombinatorialMutationsLossModule")
@@ -241,6 +248,7 @@ def module_to_lomix(module: CombinatorialMutationsLossModule) -> LoMixLoss:
             "supervision with learned weights"
         )
     operators = tuple(OUR_NAME[name] for name in module.operations)
+    held = _held_by(module)
     with fork_rng(devices=[]):
         criterion = LoMixLoss(
             module.num_classes,
@@ -259,16 +267,26 @@ def module_to_lomix(module: CombinatorialMutationsLossModule) -> LoMixLoss:
     like = next(module.parameters())
     criterion.to(like.device, like.dtype).load_state_dict(state)
     _copy_generator(module._generator, criterion._generator)
-    return _as_trained(criterion, module)
+    for name, parameter in criterion.named_parameters():
+        frozen = [theirs for theirs, own in held[name].items() if not own.requires_grad]
+        if 0 < len(frozen) < len(held[name]):
+            raise ValueError(
+                f"module: got {len(frozen)} of {len(held[name])} parameters frozen ({', '.join(frozen[:2])}, ...) that "
+                f"are one parameter {name} of LoMixLoss, expected all or none; call requires_grad_() alike on all of "
+                "them"
+            )
+        parameter.requires_grad_(not frozen)
+    return criterion.train(module.training)
 
 
 def lomix_to_module(
     criterion: LoMixLoss, *, fusion_name: str = "wf", drop_cat: bool = False
 ) -> CombinatorialMutationsLossModule:
-    """The drop-in module with the loss, weights, device, dtype and mode of a `LoMixLoss`, frozen where that is.
+    """The drop-in module with the loss, weights, device, dtype and mode of a `LoMixLoss`, its parameters frozen alike.
 
     Feed it maps coarsest first, whatever the `order` of the criterion. The generator of the random "concat"
-    convolutions is copied too, if there is one.
+    convolutions is copied too, if there is one. Fusion convolutions that no map uses are frozen if all of the criterion
+    is.
 
     Args:
         criterion: with all scales supervised, awf_sharing="size", the authors' Dice and no pruning (the defaults).
@@ -325,14 +343,20 @@ def lomix_to_module(
     like = next(criterion.parameters(), torch.empty(0))
     module.to(like.device, like.dtype).load_state_dict(state)
     _copy_generator(criterion._generator, module._generator)
-    return _as_trained(module, criterion)
+    trains = {name: parameter.requires_grad for name, parameter in criterion.named_parameters()}
+    for name, parameters in _held_by(module).items():
+        for parameter in parameters.values():
+            parameter.requires_grad_(trains.get(name, any(trains.values())))
+    return module.train(criterion.training)
 
 
-def _as_trained(to: Converted, source: nn.Module) -> Converted:
-    """In the mode of the source, and frozen where that is."""
-    if not any(parameter.requires_grad for parameter in source.parameters()):
-        to.requires_grad_(False)
-    return to.train(source.training)
+def _held_by(module: CombinatorialMutationsLossModule) -> dict[str, dict[str, nn.Parameter]]:
+    """The parameters of a module, under the one of `LoMixLoss` that holds the same numbers."""
+    held: dict[str, dict[str, nn.Parameter]] = {"alpha": {}, "awf_weight": {}, "awf_bias": {}}
+    for name, parameter in module.named_parameters():
+        is_fusion = name.startswith("weighted_fusion_modules.")
+        held[f"awf_{name.rpartition('.')[2]}" if is_fusion else "alpha"][name] = parameter
+    return held
 
 
 def _copy_generator(source: torch.Generator | None, to: torch.Generator | None) -> None:
@@ -343,6 +367,7 @@ def _copy_generator(source: torch.Generator | None, to: torch.Generator | None) 
 def _entries(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries, to be taken out one after the other; all tensors but the description on one device."""
     check_keys(state_dict)
+    refuse_wrapped(state_dict)
     entries = dict(state_dict)
     places = {key: value.device for key, value in entries.items() if isinstance(value, Tensor) and key != KEY}
     for (before, expected), (key, device) in pairwise(places.items()):

@@ -130,7 +130,7 @@ class CombinatorialMutationsLossModule(Configured, CheckedWhole):
         self.original_num_maps = original_num_maps
         self.num_classes = num_classes
         self.num_maps = selecetd_num_maps
-        if use_learnable_weights not in (0, 1):  # True and False too
+        if type(use_learnable_weights) not in (bool, int) or use_learnable_weights not in (0, 1):
             raise TypeError(f"use_learnable_weights: got {use_learnable_weights!r}, expected True or False")
         self.use_learnable_weights = bool(use_learnable_weights)
         self.supervision = supervision

@@ -41,9 +41,15 @@ _TOLD = (
     (r"pass max_subset_size=.*", "pass fewer operations, or a smaller selecetd_num_maps"),
     (r"\blogits\b", "output_maps"),
     (r"\btarget\b", "label_batch"),
-    (r", or pass ignore_index=.*", "; LoMixLoss(ignore_index=...) leaves pixels with such a label out"),
+    (
+        r", raise num_classes, or pass ignore_index=.*",
+        " or raise num_classes; the ignore_index of ce_loss is not honoured here, that of "
+        "lomix_fast.LoMixLoss(ignore_index=...) leaves pixels with such a label out",
+    ),
     (r"\bnum_scales\b", "selecetd_num_maps"),
     (r"\boperators\b", "operations"),
+    ("'cat'", "'concat'"),
+    ("'awf'", "'weighted_fusion'"),
 )
 
 

@@ -92,10 +92,10 @@ class TrainedParameters(nn.Module):
             TypeError, ValueError: not a number, or one out of range.
         """
         for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-            is_number = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
-            if not is_number and not (name == "lr" and value is None):
-                none = "None, " if name == "lr" else ""
-                raise TypeError(f"{name}: got {value!r}, expected {none}a number or a tensor")
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number and not (name == "lr" and (value is None or isinstance(value, Tensor))):
+                expected = "None, a number or a tensor" if name == "lr" else "a number"
+                raise TypeError(f"{name}: got {value!r}, expected {expected}")
             if value is not None and not isinstance(value, Tensor) and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}: got {value!r}, expected a finite number of at least 0")
         self._watched.may_decay = self._watched.may_decay or weight_decay != 0

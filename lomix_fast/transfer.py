@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .checkpoint import KEY, CheckpointError, check_keys, describe, fault_of, plan_of
+from .checkpoint import KEY, CheckpointError, check_keys, describe, fault_of, plan_of, refuse_wrapped
 from .distributed import is_sharded
 from .loss import LoMixLoss
 from .mixing import awf_rows
@@ -52,14 +52,16 @@ def transfer(
     """
     if not isinstance(criterion, LoMixLoss):
         raise TypeError(
-            f"criterion: got {type(criterion).__name__}, expected a LoMixLoss: the state dict comes first, and of a "
-            "module that holds a criterion it is module.criterion"
+            f"criterion: got {type(criterion).__name__}, expected a LoMixLoss; pass the state dict first and the "
+            "criterion second, and of a module that holds a criterion module.criterion"
         )
     if any(is_sharded(parameter) for parameter in criterion.parameters()):
         raise ValueError(
             "criterion: got one that FSDP has sharded, expected whole parameters; transfer before fully_shard"
         )
     check_keys(state_dict)
+    if not prefix:
+        refuse_wrapped(state_dict)
     state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     plan, sharing, classes, expected = _origin(state_dict, source)
     if set(state_dict) - {KEY} != expected:
