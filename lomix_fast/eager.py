@@ -143,6 +143,7 @@ def _grad_of_map(logits: Tensor, problem: _Problem, grad: Tensor) -> Tensor:
     g_ce, g_i, g_q = (g.unsqueeze(2) for g in grad.split([1, num_classes, num_classes], dim=1))  # [B, 1 or C, 1]
     a, b = (f.view(1, -1, 1) for f in problem.factors)
     y = pixels.one_hot(num_classes)  # [B, C, N]
+    y = y.to(logits.dtype) if y.is_floating_point() else y  # a float64 target makes no gradients of float64
     s = logits.sigmoid() if plan.sigmoid else logits.softmax(1)
     pull = g_i * y + (2 * g_q * s if plan.squared else g_q)
     share = a * y + b

@@ -210,6 +210,8 @@ def test_every_criterion_is_what_it_says(problem: Problem) -> None:
         for name, right in truth.items():
             # Gradients may be sums of large terms that cancel, so errors are measured against the largest of a tensor.
             scale = float(right.abs().max()) if right.numel() else 0.0
+            if name == "alpha" and problem.options["weighting"] == "normalized":
+                scale = max(scale, float(truth["loss"].abs()))  # there it is a difference of losses of maps
             limit = 4 * float((plain[name] - right).abs().max()) + _LEAST[problem.dtype] * (scale + 1e-3)
             if name.startswith("logits"):
                 limit += _STORED.get(problem.dtype, 0.0) * scale + 1e-7 * (problem.dtype == torch.float16)

@@ -172,3 +172,17 @@ def test_one_compilation_serves_every_size_of_a_dense_target(kind: str, impl: st
         target = torch.rand(batch, classes, size, size).softmax(1)
         torch.testing.assert_close(compiled(z, target), criterion(z, target))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("impl", NATIVE)
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8])
+def test_a_dense_target_of_another_type_counts_as_its_values(dtype: torch.dtype, sigmoid: bool, impl: str) -> None:
+    logits = [torch.randn(2, 3, n, n, requires_grad=True) for n in (2, 4)]
+    target = torch.nn.functional.one_hot(torch.randint(3, (2, 4, 4)), 3).movedim(-1, 1).float()
+    criterion = LoMixLoss(3, 2, operators=("add", "mul", "cat", "awf", "sub", "avg", "max"), sigmoid=sigmoid, impl=impl)
+    leaves = [*logits, *criterion.parameters()]
+    found, right = criterion(logits, target.to(dtype)), criterion(logits, target)
+    torch.testing.assert_close(found, right)
+    for got, want in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(right, leaves), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
