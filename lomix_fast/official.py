@@ -26,7 +26,6 @@ from .mixing import awf_rows, drawn, new_generator
 from .names import suggests_options
 from .official_checks import (
     check_ce,
-    check_choice,
     check_counts,
     check_dice,
     check_factor,
@@ -35,6 +34,7 @@ from .official_checks import (
 )
 from .official_names import OUR_NAME, told_in_their_names
 from .ops import map_stats
+from .options import check_choice
 from .plan import MixPlan
 from .recipe import map_losses
 from .reference import compute_dtype, mixed_maps, upsample

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -72,12 +71,6 @@ def check_labels(label_batch: Any, first: Tensor) -> None:
             f"label_batch: got shape {tuple(label_batch.shape)}, expected class numbers [B, *full] or [B, 1, *full]; "
             "one-hot labels must be turned into them with argmax(1), LoMixLoss takes soft ones"
         )
-
-
-def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
-    """Raise ValueError unless `value` is one of `known`."""
-    if value not in known:
-        raise ValueError(f"{name}: got {value!r}, expected one of {tuple(known)}{did_you_mean(value, known)}")
 
 
 def check_factor(name: str, value: Any) -> None:

@@ -240,7 +240,7 @@ def ce_class_weights(value: Any, num_classes: int, device: torch.device | None =
 
 
 def is_weighted_mean(target: Any, axes: int, sigmoid: bool) -> bool:
-    """Whether cross-entropy is divided by class weights: for class numbers, not for one value a class.
+    """Whether cross-entropy is divided by class weights: for class numbers, not for one value for each class.
 
     Args:
         target: as the user gave it.

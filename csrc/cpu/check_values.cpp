@@ -111,7 +111,7 @@ void check_weights(const Inputs& inputs) {
                     ", for sums of float32 to hold them; multiply all of them by the same number");
   if (least.item<double>() >= 0) return;
   const at::Tensor found = weight.lt(0).flatten().nonzero();
-  if (found.numel() == 0) return;  // what is no number shows in the loss
+  if (found.numel() == 0) return;  // NaN shows in the loss
   const int64_t at = found[0][0].item<int64_t>();
   std::ostringstream value;
   value << std::setprecision(9) << weight.flatten()[at].item<double>();

@@ -126,7 +126,7 @@ struct Neighbours {
         high(weight == T(0) ? at : at + 1),
         low_weight(weight == T(0) ? T(0.5) : T(1) - weight),
         high_weight(weight == T(0) ? T(0.5) : weight) {}
-  // Not low + weight (high - low), which is no number where both are the same infinity.
+  // Not low + weight (high - low), which is NaN where both are the same infinity.
   __device__ __forceinline__ T blend(T from_low, T from_high) const {
     return fused(high_weight, from_high, low_weight * from_low);
   }
